@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment of a rank: every name that pmrun sets or reads, once.
+
+The launcher writes these for each rank; `pm.init()` reads them. No other file of pmrun holds one of these
+names as a literal (tests/tidy). Invariant: this module imports nothing of pmrun.
+"""
+
+from __future__ import annotations
+
+# ---- set by the agent for every rank ---------------------------------------------------------------------
+RANK = "PMRUN_RANK"  # 0 .. world_size-1
+WORLD_SIZE = "PMRUN_WORLD_SIZE"
+LOCAL_RANK = "PMRUN_LOCAL_RANK"  # 0 .. local_world_size-1 on this node
+LOCAL_WORLD_SIZE = "PMRUN_LOCAL_WORLD_SIZE"
+NODE_RANK = "PMRUN_NODE_RANK"  # 0 is the main node
+NUM_NODES = "PMRUN_NUM_NODES"
+MAIN_IP = "PMRUN_MAIN_IP"  # address of node 0
+JOB_ID = "PMRUN_JOB_ID"  # unique name of this job
+ATTEMPT = "PMRUN_ATTEMPT"  # 0 at the first start
+PEERS = "PMRUN_PEERS"  # comma-separated addresses of all nodes, in node order
+NODE_NAME = "PMRUN_NODE_NAME"  # this node's name, as reports show it
+WINDOW_FD = "PMRUN_WINDOW_FD"  # number of the inherited memfd of the node's window
+
+# ---- read from the user's environment by a rank ----------------------------------------------------------
+ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests, benchmarks)
+KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (tests)
+COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
+
+# ---- what other programs expect; set only where the user did not -------------------------------------------
+TORCH_MASTER_ADDR = "MASTER_ADDR"
+TORCH_MASTER_PORT = "MASTER_PORT"
+TORCH_RANK = "RANK"
+TORCH_WORLD_SIZE = "WORLD_SIZE"
+TORCH_LOCAL_RANK = "LOCAL_RANK"
+TORCH_LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+OMP_NUM_THREADS = "OMP_NUM_THREADS"
+PYTHON_UNBUFFERED = "PYTHONUNBUFFERED"
+
+# ---- options of the command: PMRUN_<OPTION>, e.g. PMRUN_GRACE=10 for --grace -------------------------------
+OPTION_PREFIX = "PMRUN_"
