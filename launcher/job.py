@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user asked for: a `Job`, checked once, then never changed.
+
+The command line (and later the decorators) build a Job; a backend turns it into running ranks. Invariant: a
+Job that exists is valid; everything a backend needs is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class Stream(enum.Enum):
+    """Whom the launcher's standard input goes to, when not to one rank."""
+
+    NONE = "none"
+    ALL = "all"
+
+
+class BindTo(enum.Enum):
+    """CPUs of a rank: its own core(s), or wherever the kernel puts it."""
+
+    NONE = "none"
+    CORE = "core"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """How the ranks' output is shown and kept."""
+
+    tag: bool = True  # "[3] " before each line
+    timestamp: bool = False
+    only_ranks: frozenset[int] | None = None  # None: all are shown
+    directory: str | None = None  # a file per rank: rank-3.out, rank-3.err
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """One gang, as asked for. `command` is complete: the interpreter is already in it."""
+
+    command: tuple[str, ...]
+    world_size: int
+    backend: str = "local"
+    cwd: str | None = None
+    env: tuple[tuple[str, str], ...] = ()  # added to (or replacing) what the launcher inherited
+    map_by: BindTo = BindTo.NONE
+    bind_to: BindTo = BindTo.NONE
+    stdin: int | Stream = 0  # a rank, or ALL/NONE
+    output: Output = dataclasses.field(default_factory=Output)
+    timeout_s: float | None = None
+    start_timeout_s: float = 60.0
+    grace_s: float = 5.0
+    json_events: str | None = None
