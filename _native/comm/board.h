@@ -77,6 +77,7 @@ typedef struct pmr_board {
     alignas(PMR_LINE) pmr_gate gate[PMR_GATE_COUNT];
     alignas(PMR_LINE) pmr_claims claims[PMR_CHUNK_SLOTS];
     alignas(PMR_LINE) uint8_t result[2][PMR_SLOT_BYTES];    /* of small calls, by parity of the call */
+    alignas(PMR_LINE) _Atomic uint32_t leaving; /* members that freed the communicator */
     alignas(4096) pmr_member member[];
 } pmr_board;
 

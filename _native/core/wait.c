@@ -35,6 +35,18 @@ struct waitv_entry { /* struct futex_waitv of linux/futex.h, which older headers
 };
 #define WAITV_32BIT 2u
 
+static int (*interrupt_hook)(void);
+
+void pmr_interrupt_hook_set(int (*check)(void))
+{
+    interrupt_hook = check;
+}
+
+bool pmr_interrupted(void)
+{
+    return interrupt_hook && interrupt_hook() != 0;
+}
+
 void pmr_flag_wake(pmr_flag *flag)
 {
     syscall(SYS_futex, &flag->value, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);

@@ -28,6 +28,9 @@ typedef struct pmr_watch {
     void *arg;
 } pmr_watch;
 
+/* What the hook of pmr_interrupt_hook_set says; false without one. */
+bool pmr_interrupted(void);
+
 void pmr_wait_policy_init(pmr_wait_policy *policy, bool oversubscribed);
 
 /* PMR_OK: reached. PMR_ERR_STALLED: the deadline passed (error not filled). Else what `check` said. */

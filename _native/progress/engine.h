@@ -44,12 +44,23 @@ void pmr_engine_remove(pmr_engine *engine, pmr_source *source);
 /* Tells the engine that `source` has a new operation (its `active` is raised already); starts the thread if needed. */
 pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error);
 
-/* Runs `action(arg)` while nobody drives: the way for a caller to touch a source's queues. */
+/* One driver at a time: to touch what a source's poll touches, without being it. Held briefly. */
 void pmr_engine_lock(pmr_engine *engine);
 void pmr_engine_unlock(pmr_engine *engine);
 
-/* The wait that every request's owner makes: drives the engine itself until `flag` reaches `target`. */
+/* Polls every active source once, unless somebody else is at it. */
+void pmr_engine_drive(pmr_engine *engine);
+
+/* The wait that every request's owner makes: drives the engine itself until `flag` reaches `target`.
+ * PMR_ERR_STALLED at the deadline (error not filled); else what watch->check said. */
 pmr_status pmr_engine_wait(pmr_engine *engine, pmr_flag *flag, uint32_t target, const pmr_watch *watch,
                            int64_t deadline_ns, pmr_error *error);
+
+/* What the next completion of any request raises. */
+pmr_flag_target pmr_engine_next_completion(pmr_engine *engine);
+
+/* Requests for reuse; request.c. */
+pmr_request *pmr_engine_pool_take(pmr_engine *engine);
+void pmr_engine_pool_give(pmr_engine *engine, pmr_request *request);
 
 #endif
