@@ -231,8 +231,8 @@ pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error);
 
 /* Names of all algorithms of a kind, in the registry's order; NULL past the end. */
 const char *pmr_algorithm_name(pmr_kind kind, size_t index);
-/* Forces one by name for this process (all ranks must do the same); NULL or "" ends it. Also read from
- * PMRUN_ALGORITHM ("allreduce=sliced,broadcast=pull") when the context opens. PMR_ERR_ARGUMENT: unknown. */
+/* Forces one by name for this process and the communicators it makes from then on (all ranks must do the same); NULL
+ * ends it. PMR_ERR_ARGUMENT: unknown. */
 pmr_status pmr_algorithm_force(pmr_kind kind, const char *name);
 /* Forces a kernel set: "portable", "avx2", "avx512"; NULL: the best. PMR_ERR_UNSUPPORTED: not on this CPU. */
 pmr_status pmr_kernels_force(const char *name);
