@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# cython: auto_pickle=False, autotestdict=False
 """The C core as Python sees it: `pmrun._native`.
 
 One extension, composed of one .pxi file per noun; this file only orders them. Every operation has the same

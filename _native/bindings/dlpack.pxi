@@ -59,7 +59,7 @@ cdef enum:
     DLPACK_READ_ONLY = 1
     DLPACK_DIMS_MAX = 32
 
-DLPACK_DTYPES = {  # (type code, bits) of the specification
+cdef dict DLPACK_DTYPES = {  # (type code, bits) of the specification
     (0, 8): "i1", (0, 16): "i2", (0, 32): "i4", (0, 64): "i8",
     (1, 8): "u1", (1, 16): "u2", (1, 32): "u4", (1, 64): "u8",
     (2, 16): "f2", (2, 32): "f4", (2, 64): "f8",

@@ -15,7 +15,7 @@ import inspect
 import os
 import sys
 import traceback
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
 from pmrun import env
@@ -108,7 +108,7 @@ def world() -> Communicator:
 # ---- opening ------------------------------------------------------------------------------------------------
 
 
-def _load_native():  # type: ignore[no-untyped-def]
+def _load_native() -> ModuleType:
     try:
         return importlib.import_module("pmrun._native")
     except ImportError as error:

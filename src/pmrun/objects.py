@@ -43,7 +43,7 @@ def pack(value: object, what: str) -> Frame:
 
     try:
         body = pickle.dumps(value, protocol=5, buffer_callback=keep)
-    except Exception as error:  # an object's own __reduce__ may raise anything
+    except Exception as error:  # noqa: BLE001 - an object's own __reduce__ may raise anything
         text = f"{what}: this {type(value).__name__} cannot be pickled ({type(error).__name__}: {error})"
         return _frame(_FAILED, " ".join(text.split()).encode("utf-8", "replace"), [])
     return _frame(_GOOD, body, buffers)
@@ -54,8 +54,8 @@ def _frame(kind: int, body: bytes, buffers: list[memoryview]) -> Frame:
     start = _HEADER.size + len(lengths)
     total = _aligned(start + len(body)) + sum(_aligned(buffer.nbytes) for buffer in buffers)
     frame = np.empty(total, np.uint8)
-    view = memoryview(frame)
-    _HEADER.pack_into(frame, 0, _MAGIC, kind, len(body), len(buffers))
+    view = frame.data
+    _HEADER.pack_into(view, 0, _MAGIC, kind, len(body), len(buffers))
     view[_HEADER.size : start] = lengths
     view[start : start + len(body)] = body
     place = _aligned(start + len(body))
@@ -66,10 +66,10 @@ def _frame(kind: int, body: bytes, buffers: list[memoryview]) -> Frame:
 
 
 def _parts(frame: Frame) -> tuple[int, memoryview, list[memoryview]]:
-    view = memoryview(frame)
+    view = frame.data
     if frame.nbytes < _HEADER.size:
         raise _foreign()
-    magic, kind, length, count = _HEADER.unpack_from(frame)
+    magic, kind, length, count = _HEADER.unpack_from(view)
     start = _HEADER.size + 8 * count
     if magic != _MAGIC or start + length > frame.nbytes:
         raise _foreign()
