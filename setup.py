@@ -66,7 +66,10 @@ class build_native(build_ext):
 
 
 def extensions() -> list[Extension]:
-    if not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv) and "egg_info" in sys.argv:
+    if (
+        not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv)
+        and "egg_info" in sys.argv
+    ):
         return []
     refuse_unsupported()
     import numpy
