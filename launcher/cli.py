@@ -89,7 +89,7 @@ def _version() -> str:
 
 
 def _hand_over(job: Job, *, dry_run: bool) -> int:
-    """To the backend. Only now is its module imported."""
+    """To the backend."""
     from pmrun.launcher import backends
 
     backend = backends.load(job.backend).Backend()
@@ -123,7 +123,7 @@ def read_values(line: CommandLine) -> opt.Values:
 
 def build_job(line: CommandLine) -> Job:
     """Check everything that needs no process, and say it all in one Job."""
-    from pmrun.launcher.cpus import available_cpus
+    from pmrun.launcher.cgroup import ControlGroups, usable_cpus
     from pmrun.launcher.job import BindTo, Job, Output, Stream
     from pmrun.launcher.program import complete_command
 
@@ -134,7 +134,7 @@ def build_job(line: CommandLine) -> Job:
     cwd = _directory(values)
     env = _environment(values)
     command = complete_command(line, cwd or _here(), {**os.environ, **dict(env)})
-    world_size = values.get(opt.RANKS) or available_cpus()
+    world_size = values.get(opt.RANKS) or usable_cpus(ControlGroups())
     stdin = values.get(opt.STDIN)
     if isinstance(stdin, int) and stdin >= world_size:
         raise UsageError(f"--stdin {stdin}: there is no rank {stdin} among {_ranks(world_size)}; choose one of them")
@@ -172,13 +172,18 @@ def _here() -> str:
 
 
 def _backend_name(values: opt.Values) -> str:
+    """The backend's name, once its module could be loaded; listing all is left for the error."""
     from pmrun.launcher import backends
 
     name = values.get(opt.BACKEND)
-    known = sorted(backends.names())
-    if name not in known:
+    try:
+        backends.load(name)
+    except UsageError:
+        known = backends.names()
         close = opt.suggestion(name, known)
-        raise UsageError(f"--on {name}: there is no backend '{name}'{close}; choose one of: {', '.join(known)}")
+        raise UsageError(
+            f"--on {name}: there is no backend '{name}'{close}; choose one of: {', '.join(known)}"
+        ) from None
     return name
 
 

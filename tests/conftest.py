@@ -16,10 +16,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gang_helper
 import hypothesis
-import leak_guard
 import pytest
+
+import gang_helper
+import leak_guard
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,8 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
-import leak_guard
 import pytest
+
+import leak_guard
 
 
 @pytest.fixture(autouse=True)

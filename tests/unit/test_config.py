@@ -112,7 +112,7 @@ def test_a_wrong_file_is_named_with_its_key(text: str, line: str, here: Path) ->
 
 def test_a_pmrun_that_is_no_table_is_refused(here: Path) -> None:
     (here / "pyproject.toml").write_text("[tool]\npmrun = 3\n")
-    with pytest.raises(UsageError, match="'tool.pmrun' is not a table"):
+    with pytest.raises(UsageError, match=r"'tool\.pmrun' is not a table"):
         values("x.py")
 
 
