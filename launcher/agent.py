@@ -14,7 +14,7 @@ sent once, after every RankExited and all output, and no process outlives KILLIN
 from __future__ import annotations
 
 import enum
-from typing import Final, Union
+from typing import Final
 
 import msgspec
 
@@ -99,7 +99,7 @@ class Exit(msgspec.Struct, frozen=True):
     """End the agent."""
 
 
-Action = Union[Send, Launch, SignalRanks, KillAll, Tell, Depart, FeedStdin, AddCredit, DrainOutput, Exit]
+Action = Send | Launch | SignalRanks | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput | Exit
 
 
 class Agent:
@@ -165,7 +165,9 @@ class Agent:
         actions: list[Action] = []
         if failed:
             actions.append(self._blame(exited))
-        actions += [Depart(exited.rank, failed), Send(exited)]
+        actions.append(Depart(exited.rank, failed))
+        if not self._orphaned:
+            actions.append(Send(exited))
         if not self._alive and self.phase is Phase.RUNNING:
             actions += self._kill(now)
         return actions

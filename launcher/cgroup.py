@@ -77,10 +77,8 @@ class ControlGroups:
 
     def _values(self, controller: str | None, name: str) -> Iterator[str]:
         """Texts of one file from the nearest group upwards; controller None: version 2."""
-        if controller is None:
-            path, mounts = self._v2, ("sys/fs/cgroup", "sys/fs/cgroup/unified")
-        else:
-            path, mounts = self._v1.get(controller), (f"sys/fs/cgroup/{controller}",)
+        path = self._v2 if controller is None else self._v1.get(controller)
+        mounts = ["sys/fs/cgroup", "sys/fs/cgroup/unified"] if controller is None else [f"sys/fs/cgroup/{controller}"]
         if path is None:
             return
         for mount in mounts:

@@ -13,7 +13,7 @@ unwinding while its peers have already failed because of it.
 from __future__ import annotations
 
 import enum
-from typing import Final, Union
+from typing import Final
 
 import msgspec
 
@@ -100,7 +100,7 @@ class Finish(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-Action = Union[SendTo, Sweep, Say, Note, Finish]
+Action = SendTo | Sweep | Say | Note | Finish
 
 
 class Gang:
@@ -229,9 +229,9 @@ class Gang:
         if exited.abort_state in (window.ABORT_MISMATCH, window.ABORT_STALLED):
             return Cause(Kind.MISMATCH, exited.abort_text, code, rank=exited.abort_rank, witness=witness)
         blamed = exited.abort_rank
-        if exited.abort_state == window.ABORT_RANK_FAILED and 0 <= blamed < self._starts[0].world_size:
-            if blamed != witness:
-                return Cause(Kind.RANK, exited.abort_text, code, rank=blamed, witness=witness)
+        known = exited.abort_state == window.ABORT_RANK_FAILED and 0 <= blamed < self._starts[0].world_size
+        if known and blamed != witness:
+            return Cause(Kind.RANK, exited.abort_text, code, rank=blamed, witness=witness)
         return Cause(Kind.RANK, ended(exited.status, exited.oom), code, rank=witness, witness=witness)
 
     def _signal_cause(self, number: int) -> Cause:

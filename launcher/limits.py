@@ -56,8 +56,8 @@ def _refuse_processes(ranks: int, groups: ControlGroups) -> str | None:
     left = groups.processes_left()
     if left is not None and left < ranks:
         return f"{ranks} ranks need {ranks} processes, the pids control group has {left} left: start fewer ranks"
-    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    if hard == resource.RLIM_INFINITY and soft == resource.RLIM_INFINITY or os.geteuid() == 0:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
         return None  # not limited, or not held to it
     if soft - ranks > 16384:
         return None  # not worth the count

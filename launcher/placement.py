@@ -8,6 +8,7 @@ order, so a rank's node follows from its number alone.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 
 from pmrun.launcher.job import BindTo, Job
@@ -49,7 +50,7 @@ def map_by_core(local_world_size: int, groups: list[tuple[int, ...]]) -> tuple[t
     bounds = [rank * len(groups) // local_world_size for rank in range(local_world_size + 1)]
     return tuple(
         tuple(cpu for group in groups[begin:end] for cpu in group)
-        for begin, end in zip(bounds, bounds[1:], strict=False)
+        for begin, end in itertools.pairwise(bounds)
     )
 
 

@@ -9,8 +9,8 @@ never touched, and `kill_descendants` may be repeated until nothing is left (a f
 from __future__ import annotations
 
 import os
-import signal
 import select
+import signal
 import time
 from collections.abc import Collection
 

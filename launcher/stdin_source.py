@@ -55,6 +55,8 @@ class StdinSource:
         return None if self._ended else self._retry_at
 
     def _read(self, now: float) -> None:
+        if self._ended:  # said by an agent in this very round
+            return
         try:
             data = os.read(0, min(min(self._credit.values()), wire.MAX_DATA_BYTES))
         except BlockingIOError:

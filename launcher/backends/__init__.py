@@ -8,7 +8,6 @@ describes it. Invariant: listing them imports none of them.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import types
 
 from pmrun.errors import UsageError
@@ -16,6 +15,8 @@ from pmrun.errors import UsageError
 
 def names() -> list[str]:
     """All backends, sorted."""
+    import pkgutil  # costs milliseconds at every start, and only help and errors list the backends
+
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
@@ -27,6 +28,11 @@ def load(name: str) -> types.ModuleType:
     UsageError
         There is none of this name.
     """
-    if name not in names():
-        raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    module = f"{__name__}.{name}"
+    try:
+        if name.isidentifier() and not name.startswith("_"):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+    raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(names())}")

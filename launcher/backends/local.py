@@ -9,7 +9,6 @@ job is left; children that this process had before are never touched.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from typing import Final
 
@@ -21,7 +20,7 @@ from pmrun.launcher.controller import Controller, make_starts
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
-from pmrun.launcher.link import SocketLink, socket_pair
+from pmrun.launcher.link import Link, SocketLink, socket_pair
 from pmrun.launcher.placement import place_local
 
 _SWEEP_S: Final = 5.0
@@ -40,7 +39,7 @@ class LocalAgent:
             ours.close()
             run_agent(SocketLink(theirs), 0)
         theirs.close()
-        self.link = SocketLink(ours)
+        self.link: Link = SocketLink(ours)
 
     def sweep(self) -> None:
         """End the agent, if it only closed the link, and all that came to this process from it."""
@@ -93,7 +92,7 @@ class Backend:
             os.write(2, f"pmrun: {error}\n".encode("utf-8", "surrogateescape"))
             return ExitCode.USAGE
         node = place_local(job, _node_name())
-        job_id = f"{node.name}-{os.getpid()}-{secrets.token_hex(4)}"
+        job_id = f"{node.name}-{os.getpid()}-{os.urandom(4).hex()}"
         starts = make_starts(job, [node], job_id, 0, free_port())
         rank_process.become_subreaper()
         return Controller(job, starts, [LocalAgent()], events).run()
@@ -109,7 +108,7 @@ def free_port() -> int:
     for attempt in range(_TRIES):
         port = 0
         if highest > _LOWEST_PORT and attempt + 1 < _TRIES:
-            port = _LOWEST_PORT + secrets.randbelow(highest - _LOWEST_PORT)
+            port = _LOWEST_PORT + int.from_bytes(os.urandom(4), "little") % (highest - _LOWEST_PORT)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
             try:
                 sock.bind(("", port))

@@ -9,7 +9,7 @@ and never returns anything but a `Message`; every other input is a `WireError`.
 
 from __future__ import annotations
 
-from typing import Final, Union
+from typing import Final
 
 import msgspec
 
@@ -34,7 +34,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 # ---- controller to agent ---------------------------------------------------------------------------------
 
 
-class Start(_Message, tag="start"):
+class Start(_Message, frozen=True, tag="start"):
     """Start this node's ranks, all or none."""
 
     job_id: str
@@ -54,13 +54,13 @@ class Start(_Message, tag="start"):
     credit_bytes: int  # how much output of each stream may be sent before a Credit comes
 
 
-class Signal(_Message, tag="signal"):
+class Signal(_Message, frozen=True, tag="signal"):
     """Send this signal to the process group of every rank that runs."""
 
     number: int
 
 
-class Stop(_Message, tag="stop"):
+class Stop(_Message, frozen=True, tag="stop"):
     """End the node's ranks: after `settle_s` SIGTERM, `term_s` later SIGKILL to everything they started.
 
     A later Stop can only shorten the times. `state` and the rest go into the window's abort record, unless
@@ -76,7 +76,7 @@ class Stop(_Message, tag="stop"):
     tell: bool
 
 
-class Credit(_Message, tag="credit"):
+class Credit(_Message, frozen=True, tag="credit"):
     """So many bytes of this stream were written out: as many more may be sent."""
 
     rank: int
@@ -84,20 +84,20 @@ class Credit(_Message, tag="credit"):
     count: int
 
 
-class Stdin(_Message, tag="stdin"):
+class Stdin(_Message, frozen=True, tag="stdin"):
     """Standard input for every rank of the node that takes it; empty `data` is its end."""
 
     data: bytes
 
 
-class Leave(_Message, tag="leave"):
+class Leave(_Message, frozen=True, tag="leave"):
     """Nothing more will be asked: the agent ends."""
 
 
 # ---- agent to controller ---------------------------------------------------------------------------------
 
 
-class Hello(_Message, tag="hello"):
+class Hello(_Message, frozen=True, tag="hello"):
     """An agent's first message."""
 
     version: int
@@ -105,13 +105,13 @@ class Hello(_Message, tag="hello"):
     pid: int
 
 
-class Started(_Message, tag="started"):
+class Started(_Message, frozen=True, tag="started"):
     """Every rank of the node runs its program; process ids by local rank."""
 
     pids: tuple[int, ...]
 
 
-class StartFailed(_Message, tag="start_failed"):
+class StartFailed(_Message, frozen=True, tag="start_failed"):
     """A rank of the node could not be started; whatever had been started is being stopped."""
 
     rank: int  # -1: none in particular
@@ -119,7 +119,7 @@ class StartFailed(_Message, tag="start_failed"):
     code: int  # proposed exit code
 
 
-class RankExited(_Message, tag="exited"):
+class RankExited(_Message, frozen=True, tag="exited"):
     """A rank's process ended. What the report may need comes along, because the culprit is decided later."""
 
     rank: int
@@ -135,7 +135,7 @@ class RankExited(_Message, tag="exited"):
     last_call: str  # "allreduce #812 at train.py:44 (inside)", or ""
 
 
-class Output(_Message, tag="out"):
+class Output(_Message, frozen=True, tag="out"):
     """Bytes that a rank wrote, unchanged; empty `data` is the end of the stream."""
 
     rank: int
@@ -143,21 +143,22 @@ class Output(_Message, tag="out"):
     data: bytes
 
 
-class StdinCredit(_Message, tag="stdin_credit"):
+class StdinCredit(_Message, frozen=True, tag="stdin_credit"):
     """All ranks of the node took this much input; -1: none of them wants any more."""
 
     count: int
 
 
-class NodeDone(_Message, tag="done"):
+class NodeDone(_Message, frozen=True, tag="done"):
     """No process of the node's ranks is left, and all their output has been sent."""
 
     survivors: tuple[int, ...]  # process ids that not even SIGKILL ended
 
 
-Message = Union[
-    Start, Signal, Stop, Credit, Stdin, Leave, Hello, Started, StartFailed, RankExited, Output, StdinCredit, NodeDone
-]
+Message = (
+    Start | Signal | Stop | Credit | Stdin | Leave
+    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
