@@ -284,7 +284,7 @@ static bool move_steps(pmr_heap *heap, size_t from, size_t to, int mode) {
     return true;
 }
 
-/* Returns whole steps inside the free extent, the highest first, while the heap holds more than `keep` free bytes. */
+/* Returns whole steps inside the free extent, the highest first, while more than `keep` free bytes are held. */
 static void return_steps(pmr_heap *heap, const extent *e, size_t keep) {
     size_t low = round_up(e->offset, STEP_BYTES) / STEP_BYTES, high = (e->offset + e->bytes) / STEP_BYTES;
     while (high > low) {
@@ -353,7 +353,8 @@ static bool block_shape(const pmr_heap *heap, size_t bytes, size_t *rounded, siz
 
 pmr_status pmr_heap_init(pmr_heap **out, void *base, size_t bytes, int fd, uint64_t fd_offset) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (!base || !bytes || bytes % page || (uintptr_t)base % page || fd_offset % page || fd_offset > INT64_MAX - bytes)
+    if (!base || !bytes || bytes % page || (uintptr_t)base % page || fd_offset % page ||
+        fd_offset > INT64_MAX - bytes)
         return PMR_ERR_ARGUMENT;
     pmr_heap *heap = calloc(1, sizeof *heap);
     if (!heap)
