@@ -84,6 +84,43 @@ static int wrong(uint32_t number, const drawn *d, uint32_t rank, size_t index, i
             return wrong(number, d, rank, index, got, want);                                                           \
     } while (0)
 
+static int check_uneven(uint32_t number, const drawn *d, uint32_t rank, uint32_t size, const int64_t *out)
+{
+    bool root = (int32_t)rank == d->root;
+    uint32_t origin = (uint32_t)d->root;
+    switch (d->kind) {
+    case PMR_GATHERV:
+    case PMR_ALLGATHERV:
+        for (uint32_t r = 0; (root || d->kind == PMR_ALLGATHERV) && r < size; r++)
+            for (size_t i = 0; i < d->counts[r]; i++)
+                EXPECT(d->displs[r] + i, out[d->displs[r] + i], SENT(r, i));
+        break;
+    case PMR_SCATTERV:
+        for (size_t i = 0; i < d->counts[rank]; i++)
+            EXPECT(i, out[i], SENT(origin, d->displs[rank] + i));
+        break;
+    case PMR_REDUCE_SCATTERV:
+        for (size_t i = 0; i < d->counts[rank]; i++)
+            EXPECT(i, out[i], reduced(number, 0, size, d->displs[rank] + i));
+        break;
+    case PMR_ALLTOALLV: {
+        size_t at = 0;
+        for (uint32_t r = 0; r < size; r++) {
+            size_t from = 0;
+            for (uint32_t j = 0; j < rank; j++)
+                from += d->matrix[r][j];
+            for (size_t i = 0; i < d->matrix[r][rank]; i++)
+                EXPECT(at + i, out[at + i], SENT(r, from + i));
+            at += d->matrix[r][rank];
+        }
+        break;
+    }
+    default:
+        break;
+    }
+    return 0;
+}
+
 static int check(uint32_t number, const drawn *d, uint32_t rank, uint32_t size, const int64_t *out)
 {
     bool root = (int32_t)rank == d->root;
@@ -128,34 +165,8 @@ static int check(uint32_t number, const drawn *d, uint32_t rank, uint32_t size, 
             EXPECT(i, out[i], reduced(number, 0, end, i));
         break;
     }
-    case PMR_GATHERV:
-    case PMR_ALLGATHERV:
-        for (uint32_t r = 0; (root || d->kind == PMR_ALLGATHERV) && r < size; r++)
-            for (size_t i = 0; i < d->counts[r]; i++)
-                EXPECT(d->displs[r] + i, out[d->displs[r] + i], SENT(r, i));
-        break;
-    case PMR_SCATTERV:
-        for (size_t i = 0; i < d->counts[rank]; i++)
-            EXPECT(i, out[i], SENT(origin, d->displs[rank] + i));
-        break;
-    case PMR_REDUCE_SCATTERV:
-        for (size_t i = 0; i < d->counts[rank]; i++)
-            EXPECT(i, out[i], reduced(number, 0, size, d->displs[rank] + i));
-        break;
-    case PMR_ALLTOALLV: {
-        size_t at = 0;
-        for (uint32_t r = 0; r < size; r++) {
-            size_t from = 0;
-            for (uint32_t j = 0; j < rank; j++)
-                from += d->matrix[r][j];
-            for (size_t i = 0; i < d->matrix[r][rank]; i++)
-                EXPECT(at + i, out[at + i], SENT(r, from + i));
-            at += d->matrix[r][rank];
-        }
-        break;
-    }
     default:
-        break;
+        return check_uneven(number, d, rank, size, out);
     }
     return 0;
 }
