@@ -10,13 +10,18 @@
  * are claimed as they are, in one chunk, and results are written into all of them: M read, M written per rank.
  * Bits do not depend on who reduces a slice.
  *
- * Reuse: a rank stages chunk i + 2 after it saw chunk i ready, so the staging of chunk i - 3 (the same slot) was read; the
- * results of chunk i - 3 were collected by every rank before it arrived at chunk i - 1.
+ * Reuse, with two benches per rank and two results: a rank puts chunk i + 1 where chunk i - 1 was after it saw chunk i - 1
+ * ready, so all of it had been read; and slices of chunk i + 1 are reduced only when all have arrived at it, which each did
+ * after it had copied out chunk i - 1. The same holds from call to call, so nothing needs to be drained.
  */
+#include <stdlib.h>
 #include "coll/coll.h"
 
 enum { ENTER = 0, MEET, LATE_STAGE, CLAIM, COLLECT };
-#define SLICE_BYTES 65536u
+static size_t TUNE_CHUNK(void){static size_t v; if(!v){const char*e=getenv("T_CHUNK"); v=e?(size_t)atol(e):131072;} return v;}
+static size_t TUNE_SLICE(void){static size_t v; if(!v){const char*e=getenv("T_SLICE"); v=e?(size_t)atol(e):32768;} return v;}
+#define CHUNK_BYTES TUNE_CHUNK()
+#define SLICE_BYTES TUNE_SLICE()
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -43,7 +48,7 @@ static uint32_t slices_of(const pmr_task *task, uint32_t chunk)
 
 static pmr_claims *claims_of(const pmr_task *task, uint32_t chunk)
 {
-    return &task->comm->board->claims[chunk % PMR_CHUNK_SLOTS];
+    return &task->comm->board->claims[chunk % 2];
 }
 
 /* Number of the chunk's meeting: unique among all chunks of all calls. */
@@ -64,7 +69,7 @@ static void stage(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
     size_t bytes = items_of(task, chunk) * task->item_bytes;
-    memcpy(pmr_comm_chunk(comm, comm->rank, task->seq, chunk),
+    memcpy(pmr_comm_bench(comm, comm->rank, chunk),
            (const uint8_t *)task->call->send + (size_t)chunk * task->chunk_items * task->item_bytes, bytes);
     task->staged = chunk + 1;
 }
@@ -74,7 +79,7 @@ static void stage_and_arrive(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
     stage(task, chunk);
-    uint32_t slot = chunk % PMR_CHUNK_SLOTS;
+    uint32_t slot = chunk % 2;
     pmr_gate *gate = &comm->board->gate[PMR_GATE_CHUNK + slot];
     uint32_t number = ++comm->chunk_meetings[slot];
     if (atomic_fetch_add_explicit(&gate->arrived, 1, memory_order_acq_rel) + 1 == number * comm->size) {
@@ -88,7 +93,7 @@ static pmr_status await_chunk(pmr_task *task, uint32_t chunk)
 {
     if (chunk == 0)
         return PMR_OK; /* the meeting of the call */
-    uint32_t slot = chunk % PMR_CHUNK_SLOTS;
+    uint32_t slot = chunk % 2;
     pmr_flag *open = &task->comm->board->gate[PMR_GATE_CHUNK + slot].open;
     uint32_t number = task->comm->chunk_meetings[slot];
     return pmr_flag_reached(open, number) ? PMR_OK : pmr_task_want(task, open, number);
@@ -124,14 +129,14 @@ static void reduce_slice(const pmr_task *task, uint32_t chunk, uint32_t slice)
             source[rank] = (uint8_t *)pmr_comm_address(comm, entry->send_offset) + at;
             target[rank] = (uint8_t *)pmr_comm_address(comm, entry->recv_offset) + at;
         } else {
-            source[rank] = pmr_comm_chunk(comm, rank, task->seq, chunk) + at;
+            source[rank] = pmr_comm_bench(comm, rank, chunk) + at;
         }
     }
     pmr_reduce_fn reduce = pmr_reduce_lookup(call->op, call->dtype);
     if (task->exposed)
         pmr_reduce_push(reduce, call->dtype, target, comm->size, source, comm->size, items);
     else
-        reduce(pmr_comm_result(comm, task->seq, chunk) + at, source, comm->size, items);
+        reduce(pmr_comm_result(comm, chunk) + at, source, comm->size, items);
 }
 
 static void work(pmr_task *task, uint32_t chunk)
@@ -157,16 +162,13 @@ static pmr_status await_ready(pmr_task *task, uint32_t chunk)
 static pmr_status enter(pmr_task *task)
 {
     pmr_comm *comm = task->comm;
-    uint32_t half = task->seq % 2;
     pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
-    if (!status)
-        status = pmr_task_drain(task, comm->half_busy[half]);
     if (status)
         return status;
     bool exposed = pmr_task_in_heap(task, task->bytes, task->bytes);
     task->exposed = false;
     task->staged = 0;
-    task->chunk_items = PMR_CHUNK_BYTES_MAX / task->item_bytes;
+    task->chunk_items = CHUNK_BYTES / task->item_bytes;
     task->steps = (uint32_t)((task->call->count + task->chunk_items - 1) / task->chunk_items);
     pmr_entry *entry = pmr_task_entry(task);
     entry->style = exposed ? PMR_STYLE_EXPOSED : PMR_STYLE_STAGED;
@@ -176,7 +178,6 @@ static pmr_status enter(pmr_task *task)
     } else {
         stage(task, 0);
     }
-    comm->half_busy[half] = task->seq;
     pmr_task_enter(task, entry);
     return PMR_OK;
 }
@@ -220,7 +221,7 @@ static pmr_status run_chunks(pmr_task *task)
             return status;
         if (!task->exposed)
             memcpy((uint8_t *)task->call->recv + (size_t)chunk * task->chunk_items * task->item_bytes,
-                   pmr_comm_result(comm, task->seq, chunk), items_of(task, chunk) * task->item_bytes);
+                   pmr_comm_result(comm, chunk), items_of(task, chunk) * task->item_bytes);
     }
     return PMR_OK;
 }

@@ -2,16 +2,19 @@
  *
  * allreduce_last.c: the last to arrive reduces for all and publishes once.
  *
- * Each rank leaves its contribution (in the entry, in its slot, or where it lies in the heap), arrives at the gate and
+ * Each rank leaves its contribution (in the entry, on its bench, or where it lies in the heap), arrives at the gate and
  * waits for it alone: with more ranks than CPUs it runs once per call. The last reads size * M bytes and writes M,
- * the others read M. Where every array lies in the heap it writes the results straight into them.
+ * the others read M. One bench and one result are enough: who leaves the call knows that its bench was read, and the
+ * next result is written only when all have arrived with the last one in hand. Where every array lies in the heap it writes the results straight into them.
  */
 #include "coll/coll.h"
+
+#define BYTES_MAX 16384u
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
     (void)kind;
-    return comm->size > 1 && comm->crowded ? PMR_SLOT_BYTES : 0;
+    return comm->size > 1 && comm->crowded ? BYTES_MAX : 0;
 }
 
 static void contribute(pmr_task *task)
@@ -30,7 +33,7 @@ static void contribute(pmr_task *task)
         entry->recv_offset = pmr_comm_offset(comm, call->recv);
     } else {
         entry->style = PMR_STYLE_SLOT;
-        memcpy(pmr_comm_slot(comm, comm->rank, task->seq), call->send, task->bytes);
+        memcpy(pmr_comm_bench(comm, comm->rank, 0), call->send, task->bytes);
     }
     pmr_task_enter(task, entry);
 }
@@ -47,7 +50,7 @@ static void reduce_for_all(pmr_task *task)
         if (entry->style == PMR_STYLE_INLINE)
             source[rank] = entry->payload;
         else if (entry->style == PMR_STYLE_SLOT)
-            source[rank] = pmr_comm_slot(comm, rank, task->seq);
+            source[rank] = pmr_comm_bench(comm, rank, 0);
         else
             source[rank] = pmr_comm_address(comm, entry->send_offset);
         if (entry->recv_exposed)
@@ -57,7 +60,7 @@ static void reduce_for_all(pmr_task *task)
     if (exposed == comm->size)
         pmr_reduce_push(reduce, call->dtype, target, exposed, source, comm->size, call->count);
     else
-        reduce(comm->board->result[task->seq % 2], source, comm->size, call->count);
+        reduce(pmr_comm_result(comm, 0), source, comm->size, call->count);
 }
 
 static bool all_exposed(const pmr_task *task)
@@ -92,7 +95,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
     if (status || task->bytes == 0)
         return status;
     if (!pmr_task_entry(task)->recv_exposed || !all_exposed(task))
-        memcpy(call->recv, comm->board->result[task->seq % 2], task->bytes);
+        memcpy(call->recv, pmr_comm_result(comm, 0), task->bytes);
     return PMR_OK;
 }
 
@@ -100,7 +103,7 @@ static const pmr_algorithm last = {
     .name = "last",
     .kinds = PMR_KIND_BIT(PMR_ALLREDUCE),
     .limit = limit,
-    .bytes_max = PMR_SLOT_BYTES,
+    .bytes_max = BYTES_MAX,
     .step = step,
 };
 PMR_REGISTER_ALGORITHM(last);

@@ -4,7 +4,8 @@
  *
  * The nouns: an *entry* says "I am in call number s, and this is my call"; a *gate* lets the last to arrive act for
  * all; a *slot* holds a small message of one call; *staging* holds the chunks of large ones, in two halves, for
- * even and odd calls. All counters only grow; all memory starts as zero.
+ * even and odd calls; *turns* and *benches* are the same for one algorithm each, whose protocol needs only two chunks
+ * per rank, so that they stay in the caches. All counters only grow; all memory starts as zero.
  * Invariant: every line has one writer at a time: its member, or (gates, results, claims) the rank that the
  * protocol of the algorithm names.
  */
@@ -22,6 +23,8 @@
 #define PMR_CHUNK_SLOTS 5u              /* chunks in flight: see coll/allreduce_sliced.c for why five */
 #define PMR_CHUNK_BYTES_MAX 524288u
 #define PMR_HALF_BYTES (PMR_CHUNK_SLOTS * PMR_CHUNK_BYTES_MAX)
+#define PMR_TURN_BYTES 262144u          /* a chunk of coll/allreduce_symmetric.c */
+#define PMR_PAIRS_BYTES 524288u         /* what a rank shares with all others in coll/exchange.c */
 #define PMR_INLINE_BYTES 32u            /* a message beside its entry */
 
 /* How a rank's outgoing data can be reached. */
@@ -58,6 +61,8 @@ typedef struct pmr_member {
     alignas(PMR_LINE) pmr_flag out;     /* steps consumed */
     alignas(PMR_LINE) pmr_flag done;    /* last call completed; raised by the calls that need not meet */
     alignas(PMR_LINE) pmr_flag round;   /* second meetings passed */
+    alignas(PMR_LINE) pmr_flag turn;    /* chunks shown in coll/allreduce_symmetric.c */
+    alignas(PMR_LINE) pmr_flag pair;    /* chunks shown in coll/exchange.c */
 } pmr_member;
 
 typedef struct pmr_gate {
@@ -65,7 +70,7 @@ typedef struct pmr_gate {
     alignas(PMR_LINE) pmr_flag open;    /* number of the last meeting that is complete */
 } pmr_gate;
 
-enum { PMR_GATE_MEET = 0, PMR_GATE_SLICES = 1, PMR_GATE_CHUNK = 2, PMR_GATE_COUNT = 2 + PMR_CHUNK_SLOTS };
+enum { PMR_GATE_MEET = 0, PMR_GATE_CHUNK = 1, PMR_GATE_COUNT = 3 };
 
 typedef struct pmr_claims {     /* of one chunk slot: who works on which slice */
     alignas(PMR_LINE) _Atomic uint64_t next;    /* meeting number << 32 | next slice */
@@ -75,8 +80,7 @@ typedef struct pmr_claims {     /* of one chunk slot: who works on which slice *
 
 typedef struct pmr_board {
     alignas(PMR_LINE) pmr_gate gate[PMR_GATE_COUNT];
-    alignas(PMR_LINE) pmr_claims claims[PMR_CHUNK_SLOTS];
-    alignas(PMR_LINE) uint8_t result[2][PMR_SLOT_BYTES];    /* of small calls, by parity of the call */
+    alignas(PMR_LINE) pmr_claims claims[2];
     alignas(PMR_LINE) _Atomic uint32_t leaving; /* members that freed the communicator */
     alignas(4096) pmr_member member[];
 } pmr_board;
@@ -85,7 +89,10 @@ typedef struct pmr_board {
 typedef struct pmr_board_layout {
     size_t slots;       /* [member][PMR_ENTRY_SLOTS][PMR_SLOT_BYTES] */
     size_t staging;     /* [member][2][PMR_CHUNK_SLOTS][PMR_CHUNK_BYTES_MAX] */
-    size_t results;     /* [2][PMR_CHUNK_SLOTS][PMR_CHUNK_BYTES_MAX], of claimed chunks */
+    size_t turns;       /* [member][2][PMR_TURN_BYTES] */
+    size_t pairs;       /* [member][PMR_PAIRS_BYTES] */
+    size_t benches;     /* [member][2][PMR_CHUNK_BYTES_MAX]: what ranks bring to a gate */
+    size_t results;     /* [2][PMR_CHUNK_BYTES_MAX]: what is fetched behind it */
     size_t bytes;
 } pmr_board_layout;
 
@@ -95,8 +102,11 @@ static inline pmr_board_layout pmr_board_layout_of(uint32_t size)
     size_t members = sizeof(pmr_board) + (size_t)size * sizeof(pmr_member);
     layout.slots = (members + 4095) / 4096 * 4096;
     layout.staging = layout.slots + (size_t)size * PMR_ENTRY_SLOTS * PMR_SLOT_BYTES;
-    layout.results = layout.staging + (size_t)size * 2 * PMR_HALF_BYTES;
-    layout.bytes = layout.results + 2 * PMR_HALF_BYTES;
+    layout.turns = layout.staging + (size_t)size * 2 * PMR_HALF_BYTES;
+    layout.pairs = layout.turns + (size_t)size * 2 * PMR_TURN_BYTES;
+    layout.benches = layout.pairs + (size_t)size * PMR_PAIRS_BYTES;
+    layout.results = layout.benches + (size_t)size * 2 * PMR_CHUNK_BYTES_MAX;
+    layout.bytes = layout.results + 2 * PMR_CHUNK_BYTES_MAX;
     return layout;
 }
 

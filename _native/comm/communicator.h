@@ -74,10 +74,12 @@ struct pmr_comm {
     pmr_watch watch;
     /* cold */
     pmr_context *context;
-    uint8_t *slots, *staging, *results;
-    uint32_t half_busy[2];      /* last call that used that half of this rank's staging (or of the results) */
+    uint8_t *slots, *staging, *turn_chunks, *pairs, *benches, *results;
+    uint32_t half_busy[2];      /* last call that used that half of this rank's staging */
+    uint32_t turns;             /* chunks shown by every member, so far */
+    uint32_t exchanges;         /* chunks exchanged by every pair, so far */
     uint32_t slice_meetings;    /* chunks whose slices were claimed, so far */
-    uint32_t chunk_meetings[PMR_CHUNK_SLOTS];
+    uint32_t chunk_meetings[2];
     int64_t next_check_ns;
     uint32_t id;
     uint16_t *local;            /* rank -> local rank */
@@ -135,9 +137,32 @@ static inline uint8_t *pmr_comm_chunk(const pmr_comm *comm, uint32_t rank, uint3
            (size_t)(step % PMR_CHUNK_SLOTS) * PMR_CHUNK_BYTES_MAX;
 }
 
-static inline uint8_t *pmr_comm_result(const pmr_comm *comm, uint32_t seq, uint32_t step)
+/* The n-th chunk, over all calls, that `rank` shows. Two ranks exchange their buffers each time: a rank writes where it read last,
+ * into lines that its own cache holds. Lines that the other side read last cost about six times as much to write. */
+static inline uint8_t *pmr_comm_turn(const pmr_comm *comm, uint32_t rank, uint32_t number)
 {
-    return comm->results + (size_t)(seq % 2) * PMR_HALF_BYTES + (size_t)(step % PMR_CHUNK_SLOTS) * PMR_CHUNK_BYTES_MAX;
+    size_t buffer = comm->size == 2 ? (rank + number) % 2 : (size_t)rank * 2 + number % 2;
+    return comm->turn_chunks + buffer * PMR_TURN_BYTES;
+}
+
+/* The n-th chunk, over all calls, that `maker` shows `taker`; blocks of `block_bytes`. Each pair has two buffers and exchanges
+ * them each time, as two ranks do in pmr_comm_turn. */
+static inline uint8_t *pmr_comm_pair(const pmr_comm *comm, uint32_t maker, uint32_t taker, uint32_t number,
+                                     size_t block_bytes)
+{
+    uint32_t owner = number % 2 ? taker : maker, other = number % 2 ? maker : taker;
+    return comm->pairs + (size_t)owner * PMR_PAIRS_BYTES + other * block_bytes;
+}
+
+/* What `rank` brings to the gate of a chunk, and what is fetched behind it. */
+static inline uint8_t *pmr_comm_bench(const pmr_comm *comm, uint32_t rank, uint32_t chunk)
+{
+    return comm->benches + ((size_t)rank * 2 + chunk % 2) * PMR_CHUNK_BYTES_MAX;
+}
+
+static inline uint8_t *pmr_comm_result(const pmr_comm *comm, uint32_t chunk)
+{
+    return comm->results + (size_t)(chunk % 2) * PMR_CHUNK_BYTES_MAX;
 }
 
 static inline uint64_t pmr_comm_offset(const pmr_comm *comm, const void *data)
