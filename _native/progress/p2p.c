@@ -124,8 +124,10 @@ static bool poll_source(pmr_source *source, pmr_wants *wants)
     bool moved = pmr_p2p_drive(p2p);
     int64_t now = pmr_now_ns();
     if (!moved && now >= p2p->sweep_due_ns) {
+        uint32_t before = atomic_load_explicit(&source->active, memory_order_relaxed);
         p2p->sweep_due_ns = now + SWEEP_INTERVAL_NS;
         pmr_p2p_sweep(p2p);
+        moved = atomic_load_explicit(&source->active, memory_order_relaxed) != before;
     }
     unlock(p2p);
     return moved;

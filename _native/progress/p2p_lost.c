@@ -129,6 +129,10 @@ static void end_if_lost(pmr_p2p *p2p, pmr_transfer *op, void *arg)
 void pmr_p2p_sweep(pmr_p2p *p2p)
 {
     bool any = false, news = false;
+    pmr_error error;
+    pmr_status broken = pmr_window_aborted(p2p->window, &error);
+    if (broken) /* first: the gang's own story says more than a peer's absence */
+        pmr_p2p_end_requests(p2p, broken, &error);
     for (uint32_t peer = 0; peer < p2p->ranks; peer++) {
         if (!p2p->peers[peer].gone && pmr_p2p_peer_gone(p2p, peer))
             p2p->peers[peer].gone = news = true;
@@ -143,8 +147,4 @@ void pmr_p2p_sweep(pmr_p2p *p2p)
     }
     if (any)
         visit_all(p2p, end_if_lost, NULL);
-    pmr_error error;
-    pmr_status broken = pmr_window_aborted(p2p->window, &error);
-    if (broken)
-        pmr_p2p_end_requests(p2p, broken, &error);
 }
