@@ -2,8 +2,8 @@
  *
  * test_p2p.c: point-to-point messages: sizes, ways to travel, limits, and what happens to the survivors.
  *
- * Build: with clock, status, wait and window of core/, all of progress/ and transport/. Usage: test_p2p [processes|threads]
- * Deaths are tested among processes only.
+ * Build: with clock, status, wait and window of core/, all of progress/ and transport/.
+ * Usage: test_p2p [processes|threads]. Deaths and huge messages are tested among processes only.
  */
 #include "p2p_ranks.h"
 #include "progress/p2p_state.h"
@@ -82,7 +82,7 @@ static void must_wait(pmr_request *request)
     pmr_request_free(request);
 }
 
-/* ---- plain messages -------------------------------------------------------------------------------------------------- */
+/* ---- plain messages -------------------------------------------------------------------------------------- */
 
 static const size_t sizes[] = {0,     1,      8,      31,     32,     33,      96,      97,     4096,
                                16383, 16384,  16385,  32768,  65536,  131072,  300000,  3 << 20};
@@ -179,7 +179,36 @@ static void body_requests(rank_env *env)
     }
 }
 
-/* ---- limits ------------------------------------------------------------------------------------------------------------- */
+/* Above 2**32 bytes, of address space only: one small file mapped again and again. */
+#define HUGE_PIECE ((size_t)16 << 20)
+#define HUGE_PIECES 257u
+
+static uint8_t *map_repeatedly(void)
+{
+    int fd = memfd_create("piece", MFD_CLOEXEC);
+    uint8_t *base = mmap(NULL, HUGE_PIECE * HUGE_PIECES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(fd >= 0 && base != MAP_FAILED && ftruncate(fd, (off_t)HUGE_PIECE) == 0);
+    for (uint32_t i = 0; i < HUGE_PIECES; i++)
+        CHECK(mmap(base + i * HUGE_PIECE, HUGE_PIECE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) !=
+              MAP_FAILED);
+    close(fd);
+    return base;
+}
+
+static void body_huge(rank_env *env)
+{
+    size_t bytes = HUGE_PIECE * (HUGE_PIECES - 1) + 12345;
+    uint8_t *data = map_repeatedly();
+    if (env->rank == 0) {
+        fill(data, HUGE_PIECE, 1);
+        must_send(env, 1, data, bytes, 1);
+    } else {
+        CHECK(must_recv(env, 0, data, bytes, 1).bytes == bytes && filled(data, HUGE_PIECE, 1));
+    }
+    munmap(data, HUGE_PIECE * HUGE_PIECES);
+}
+
+/* ---- limits ---------------------------------------------------------------------------------------------- */
 
 static void body_truncation(rank_env *env)
 {
@@ -368,7 +397,45 @@ static void body_two_threads(rank_env *env)
         pthread_join(threads[i], NULL);
 }
 
-/* ---- the gang breaks --------------------------------------------------------------------------------------------------------- */
+/* One thread waits for any of its requests while the other one's blocking receives may complete them. */
+static void *wait_for_any(void *arg)
+{
+    rank_env *env = arg;
+    pmr_error error = {.text = ""};
+    uint8_t data[2][64];
+    for (uint32_t i = 0; i < 200; i++) {
+        pmr_request *requests[2] = {must_irecv(env, 0, data[0], 64, 7), must_irecv(env, 0, data[1], 64, 8)};
+        for (uint32_t left = 2; left > 0; left--) {
+            size_t index = 0;
+            CHECK_OK(pmr_request_wait_any(requests, 2, FAR, &index, &error));
+            CHECK_OK(pmr_request_test(requests[index], &error));
+            pmr_request_free(requests[index]);
+            requests[index] = NULL;
+        }
+    }
+    return NULL;
+}
+
+static void body_wait_any(rank_env *env)
+{
+    uint8_t data[64] = {0};
+    pthread_t thread;
+    if (env->rank == 1)
+        CHECK(pthread_create(&thread, NULL, wait_for_any, env) == 0);
+    for (uint32_t i = 0; i < 200; i++) {
+        if (env->rank == 0) {
+            must_send(env, 1, data, 64, i % 2 ? 7 : 8);
+            must_send(env, 1, data, 1, 1);
+            must_send(env, 1, data, 64, i % 2 ? 8 : 7);
+        }
+        if (env->rank == 1)
+            must_recv(env, 0, data, 1, 1);
+    }
+    if (env->rank == 1)
+        pthread_join(thread, NULL);
+}
+
+/* ---- the gang breaks ------------------------------------------------------------------------------------- */
 
 static void body_abort(rank_env *env)
 {
@@ -456,9 +523,12 @@ int main(int argc, char **argv)
     run_gang("probe", 2, body_probe, 0);
     run_gang("timeout", 2, body_timeout, 0);
     run_gang("two threads", 2, body_two_threads, 0);
+    run_gang("wait any", 2, body_wait_any, 0);
     run_gang("abort", 3, body_abort, 0);
-    if (!as_threads)
+    if (!as_threads) {
+        run_gang("huge", 2, body_huge, 0);
         run_gang("death", 3, body_death, 0);
+    }
     puts("test_p2p: ok");
     return 0;
 }
