@@ -163,7 +163,9 @@ static pmr_status enter(pmr_task *task)
     task->staged = task->published = 0;
     entry->in_base = atomic_load_explicit(&comm->me->in.value, memory_order_relaxed);
     entry->out_base = atomic_load_explicit(&comm->me->out.value, memory_order_relaxed);
-    entry->steps = staging ? steps_of(task) : (uint32_t)total;
+    /* Never take faster than stage: a call in place overwrites what is yet to be staged. */
+    task->steps = staging ? steps_of(task) : 0;
+    entry->steps = staging ? task->steps : (uint32_t)total;
     if (entry->style == PMR_STYLE_INLINE) {
         memcpy(entry->payload, pmr_block_out(task, 0).data, total);
     } else {
@@ -212,6 +214,19 @@ static uint64_t offered(const pmr_task *task, uint32_t maker)
     return entry->style == PMR_STYLE_INLINE ? entry->steps : entry->recv_offset;
 }
 
+/* Where anything is staged, all that is taken is taken chunk by chunk: also what lies elsewhere and may be longer. */
+static void cover_all(pmr_task *task)
+{
+    uint32_t rank = task->comm->rank;
+    size_t most = pmr_blocks_reducing(task) && pmr_blocks_reduces_here(task) ? pmr_block_in(task, rank).bytes : 0;
+    for (uint32_t maker = 0; maker < task->comm->size && !pmr_blocks_reducing(task); maker++)
+        if (pmr_blocks_takes(task, rank, maker) && pmr_block_in(task, maker).bytes > most)
+            most = pmr_block_in(task, maker).bytes;
+    size_t chunk = block_chunk(task), steps = (most + chunk - 1) / chunk;
+    if (task->steps && steps > task->steps)
+        task->steps = (uint32_t)steps;
+}
+
 /* Everyone that this rank takes from has entered with the same call; their chunks are counted. */
 static pmr_status look(pmr_task *task, pmr_error *error)
 {
@@ -233,6 +248,7 @@ static pmr_status look(pmr_task *task, pmr_error *error)
     task->cursor = 0;
     if (pmr_blocks_everyone(task))
         comm->floor = task->seq - 1;
+    cover_all(task);
     return PMR_OK;
 }
 
@@ -317,8 +333,8 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
     pmr_comm *comm = task->comm;
     const pmr_entry *mine = pmr_task_entry(task);
     uint32_t to_stage = mine->style == PMR_STYLE_STAGED ? mine->steps : 0;
-    uint32_t to_take = task->steps ? task->steps : 1;
-    for (; task->step < to_take || task->staged < to_stage; task->step++, task->phase = STAGE) {
+    uint32_t steps = task->steps ? task->steps : 1;
+    for (; task->step < steps; task->step++, task->phase = STAGE) {
         if (task->phase == STAGE) {
             if (task->staged == task->step + 1 && task->staged < to_stage) {
                 pmr_status status = await_room(task, task->staged, error);
@@ -328,8 +344,6 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
             }
             task->phase = TAKE;
         }
-        if (task->step >= to_take)
-            continue;
         pmr_status status = pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
         if (status)
             return status;
@@ -357,7 +371,6 @@ static pmr_status step(pmr_task *task, pmr_error *error)
 {
     pmr_status status;
     if (task->phase == ENTER) {
-        task->steps = 0;
         status = enter(task);
         if (status)
             return status;

@@ -79,8 +79,9 @@ static bool poll_queue(pmr_source *source, pmr_wants *wants)
                                          : task->algorithm->step(task, &error);
         if (status == PMR_PENDING) {
             moved = moved || phase != task->phase || step != task->step || cursor != task->cursor;
-            if (!pmr_flag_reached(task->want.flag, task->want.target))
-                status = pmr_comm_check_sometimes(comm, &error);
+            if (pmr_flag_reached(task->want.flag, task->want.target))
+                continue;
+            status = pmr_comm_check_sometimes(comm, &error);
             if (!status) {
                 pmr_wants_add(wants, task->want.flag, task->want.target);
                 return moved;

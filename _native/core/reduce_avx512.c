@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * reduce_avx512.c: the kernels for AVX-512 (F, BW, DQ, VL). The features named here are those that pmr_cpu_runs (cpu.c) asks for.
- * The build's -ffp-contract=off keeps products from being fused. All headers come before the choice of the
- * target: nothing but the kernels may be compiled for it.
+ * reduce_avx512.c: the kernels for AVX-512 (F, BW, DQ, VL). The features named here are those that
+ * pmr_cpu_runs (cpu.c) asks for. The build's -ffp-contract=off keeps most products from being fused,
+ * PMR_SET_WITHOUT_FUSION the rest. All headers come before the choice of the target: nothing but the kernels may
+ * be compiled for it.
  */
 #if defined(__x86_64__)
 
@@ -15,7 +16,8 @@
 #include "core/reduce_tree.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")

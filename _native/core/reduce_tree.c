@@ -109,7 +109,8 @@ void pmr_reduce_tree(const pmr_reduce_kernel *kernel, void *dst, const void *con
         reduce_blocks(kernel, dst, src, nsrc, count, 1);
 }
 
-void pmr_reduce_tree_mean(const pmr_reduce_kernel *kernel, void *dst, const void *const *src, uint32_t nsrc, size_t count) {
+void pmr_reduce_tree_mean(const pmr_reduce_kernel *kernel, void *dst, const void *const *src, uint32_t nsrc,
+                          size_t count) {
     if (nsrc == 1)
         copy_units(kernel, dst, src[0], count);
     else

@@ -33,7 +33,8 @@ typedef struct pmr_reduce_kernel {
 } pmr_reduce_kernel;
 
 void pmr_reduce_tree(const pmr_reduce_kernel *kernel, void *dst, const void *const *src, uint32_t nsrc, size_t count);
-void pmr_reduce_tree_mean(const pmr_reduce_kernel *kernel, void *dst, const void *const *src, uint32_t nsrc, size_t count);
+void pmr_reduce_tree_mean(const pmr_reduce_kernel *kernel, void *dst, const void *const *src, uint32_t nsrc,
+                          size_t count);
 
 typedef pmr_reduce_fn pmr_reduce_table[PMR_OP_COUNT][PMR_DTYPE_COUNT];
 

@@ -192,6 +192,10 @@ pmr_status pmr_isend(pmr_comm *comm, const void *data, size_t bytes, int32_t des
                      pmr_request **out, pmr_error *error);
 pmr_status pmr_irecv(pmr_comm *comm, void *data, size_t bytes, int32_t source, int32_t tag, uint32_t site,
                      pmr_request **out, pmr_error *error);
+/* Both at once, without deadlock. */
+pmr_status pmr_sendrecv(pmr_comm *comm, const void *send_data, size_t send_bytes, int32_t dest, int32_t send_tag,
+                        void *recv_data, size_t recv_bytes, int32_t source, int32_t recv_tag, uint32_t site,
+                        int64_t timeout_ns, pmr_message_info *info_out, pmr_error *error);
 /* Waits until a message that matches could be received, and tells of it without taking it.
  * timeout_ns = 0: only looks; PMR_PENDING when there is none. */
 pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
