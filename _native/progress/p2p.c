@@ -21,9 +21,10 @@
 #define CREDIT_BYTES_MIN ((size_t)256 << 10)    /* of one sender, however many there are */
 #define CREDIT_BYTES_MAX ((size_t)16 << 20)
 #define PASSES_PER_LOOK 256u                    /* passes that moved something between two looks at the deadline */
+#define WAKES_PER_LOOK 64u                      /* wake-ups, the same */
 #define SWEEP_INTERVAL_NS 20000000
 
-/* ---- open and close ------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------------------- */
 
 static bool poll_source(pmr_source *source, pmr_wants *wants);
 
@@ -56,8 +57,8 @@ pmr_status pmr_p2p_open(pmr_p2p **out, const pmr_window *window, void *area, pmr
     p2p->first_rank = (int32_t)window->header->first_rank;
     p2p->credit_bytes = credit_for(window->ranks);
     pmr_link_init(&p2p->busy);
-    pmr_link_init(&p2p->outgoing);
-    pmr_link_init(&p2p->incoming);
+    pmr_link_init(&p2p->todo);
+    pmr_link_init(&p2p->parked);
     pmr_link_init(&p2p->pool);
     pmr_match_init(&p2p->match);
     for (uint32_t peer = 0; peer < p2p->ranks; peer++) {
@@ -95,7 +96,7 @@ void pmr_p2p_close(pmr_p2p *p2p)
     free(p2p);
 }
 
-/* ---- driving ----------------------------------------------------------------------------------------------------- */
+/* ---- driving --------------------------------------------------------------------------------------------- */
 
 static void lock(pmr_p2p *p2p)
 {
@@ -121,11 +122,18 @@ static bool poll_source(pmr_source *source, pmr_wants *wants)
     pmr_p2p *p2p = PMR_MEMBER_OF(source, pmr_p2p, source);
     lock(p2p);
     pmr_wants_add(wants, p2p->transport->inbox, inbox_now(p2p) + 1);
+    p2p->polling = true;
     bool moved = pmr_p2p_drive(p2p);
     int64_t now = pmr_now_ns();
     if (!moved && now >= p2p->sweep_due_ns) {
         p2p->sweep_due_ns = now + SWEEP_INTERVAL_NS;
         pmr_p2p_sweep(p2p);
+    }
+    p2p->polling = false;
+    if (p2p->ended) {
+        atomic_fetch_sub_explicit(&source->active, p2p->ended, memory_order_release);
+        p2p->ended = 0;
+        moved = true;
     }
     unlock(p2p);
     return moved;
@@ -151,8 +159,8 @@ static pmr_status look(void *arg, pmr_error *error)
     return !status && self->lost ? PMR_ERR_RANK_FAILED : status;
 }
 
-/* With the lock: waits without it until there may be something to do. `moved`: there is, so only look around. */
-static pmr_status wait_inbox(pmr_p2p *p2p, uint32_t seen, bool moved, lookout *lookout, const pmr_p2p_wait *wait,
+/* With the lock: waits without it until there may be something to do. `busy`: there is, so only look around. */
+static pmr_status wait_inbox(pmr_p2p *p2p, uint32_t seen, bool busy, lookout *lookout, const pmr_p2p_wait *wait,
                              pmr_error *error)
 {
     pmr_watch watch = {.abort_state = lookout->outer->abort_state, .check = look, .arg = lookout};
@@ -160,7 +168,7 @@ static pmr_status wait_inbox(pmr_p2p *p2p, uint32_t seen, bool moved, lookout *l
     lookout->told = false;
     unlock(p2p);
     pmr_status status;
-    if (moved) {
+    if (busy) {
         status = look(lookout, error);
         if (!status && pmr_now_ns() >= wait->deadline_ns)
             status = PMR_ERR_STALLED;
@@ -171,7 +179,7 @@ static pmr_status wait_inbox(pmr_p2p *p2p, uint32_t seen, bool moved, lookout *l
     return status;
 }
 
-/* ---- blocking calls ------------------------------------------------------------------------------------------------ */
+/* ---- blocking calls -------------------------------------------------------------------------------------- */
 
 /* Drives for this caller. True: something still moved when it stopped. */
 static bool drive_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter)
@@ -190,15 +198,16 @@ static pmr_status fail_timeout(const pmr_transfer *op, pmr_error *error)
     switch (op->state) {
     case PMR_TRANSFER_QUEUED:
         return pmr_fail(error, PMR_ERR_TIMEOUT,
-                        "the receiver made no room for a message (tag %d, %zu bytes) within the time limit; nothing was sent",
-                        pattern->tag, op->bytes);
+                        "the receiver made no room for a message (tag %d, %zu bytes) within the time limit; "
+                        "nothing was sent", pattern->tag, op->bytes);
     case PMR_TRANSFER_ANNOUNCED:
         return pmr_fail(error, PMR_ERR_STALLED,
                         "nobody received a message (tag %d, %zu bytes) within the time limit; it is withdrawn",
                         pattern->tag, op->bytes);
     case PMR_TRANSFER_POSTED:
-        return pmr_fail(error, PMR_ERR_TIMEOUT, "no message came from rank %d with tag %d (-1: any) within the time limit",
-                        pattern->source, pattern->tag);
+        return pmr_fail(error, PMR_ERR_TIMEOUT,
+                        "no message came from rank %d with tag %d (-1: any) within the time limit", pattern->source,
+                        pattern->tag);
     default:
         return pmr_fail(error, PMR_ERR_STALLED,
                         "the time limit passed in the middle of a message (tag %d), after %zu bytes; it is lost",
@@ -241,12 +250,12 @@ static pmr_status wait_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter, pmr_transfer *o
     pmr_status status = PMR_OK;
     lookout lookout = {.p2p = p2p, .outer = wait->watch};
     p2p->driver = NULL;
-    while (waiter->left) {
+    for (uint32_t wakes = 1; waiter->left; wakes++) {
         uint32_t seen = inbox_now(p2p);
-        bool moved = drive_for(p2p, waiter);
+        bool busy = drive_for(p2p, waiter) || wakes % WAKES_PER_LOOK == 0;
         if (!waiter->left)
             break;
-        status = moved ? PMR_OK : find_hopeless(p2p, ops, count, error);
+        status = busy ? PMR_OK : find_hopeless(p2p, ops, count, error);
         if (status) {
             lookout.told = true;
             break;
@@ -255,7 +264,7 @@ static pmr_status wait_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter, pmr_transfer *o
         for (uint32_t i = 0; i < count; i++)
             if (ops[i].state != PMR_TRANSFER_DONE)
                 lookout.peers[lookout.count++] = ops[i].peer;
-        status = wait_inbox(p2p, seen, moved, &lookout, wait, error);
+        status = wait_inbox(p2p, seen, busy, &lookout, wait, error);
         if (!status)
             continue;
         drive_for(p2p, waiter); /* the event wins over what happened after it */
@@ -370,13 +379,14 @@ pmr_status pmr_p2p_probe(pmr_p2p *p2p, const pmr_p2p_in *in, const pmr_p2p_wait 
     if (wait->deadline_ns == 0)
         return PMR_PENDING;
     if (lookout.lost)
-        return pmr_p2p_fail_gone(p2p, lookout.peers[0], "without sending the message that is probed for", in->tag, error);
+        return pmr_p2p_fail_gone(p2p, lookout.peers[0], "without sending the message that is probed for", in->tag,
+                                 error);
     if (ended == PMR_ERR_STALLED && !lookout.told)
         return pmr_fail(error, PMR_ERR_TIMEOUT, "no message with tag %d (-1: any) came within the time limit", in->tag);
     return ended;
 }
 
-/* ---- nonblocking calls ----------------------------------------------------------------------------------------------- */
+/* ---- nonblocking calls ----------------------------------------------------------------------------------- */
 
 static pmr_transfer *take_op(pmr_p2p *p2p)
 {
@@ -403,8 +413,8 @@ static pmr_status take_back(pmr_p2p *p2p, pmr_transfer *op, uint64_t token, pmr_
     return ended ? PMR_OK : status;
 }
 
-static pmr_status start(pmr_p2p *p2p, const pmr_transfer *draft, void (*begin)(pmr_p2p *, pmr_transfer *), pmr_request **request_out,
-                        pmr_error *error)
+static pmr_status start(pmr_p2p *p2p, const pmr_transfer *draft, void (*begin)(pmr_p2p *, pmr_transfer *),
+                        pmr_request **request_out, pmr_error *error)
 {
     pmr_request *request = pmr_request_take(p2p->engine);
     if (!request)

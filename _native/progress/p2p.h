@@ -17,7 +17,7 @@
  *
  * Statuses of all calls: PMR_OK; PMR_ERR_TIMEOUT: the deadline passed, nothing was touched and the call is withdrawn;
  * PMR_ERR_STALLED: it passed after the message had been announced or in its middle, the message is lost on both sides;
- * PMR_ERR_RANK_FAILED with error.rank (world) : the peer is gone; PMR_ERR_TRUNCATED (receives): the message did not
+ * PMR_ERR_RANK_FAILED with error.rank (world): the peer is gone; PMR_ERR_TRUNCATED (receives): the message did not
  * fit and is gone, the buffer is untouched; PMR_ERR_NO_MEMORY; PMR_ERR_ARGUMENT: it could never end (a message to
  * this rank itself, see below); PMR_ERR_SHUTDOWN: the handle was closed; whatever the watch's `check` returned.
  * Ranks and tags are not checked here.
@@ -34,8 +34,8 @@ typedef struct pmr_p2p pmr_p2p;
 /* Bytes of the shared area for that many local ranks: sparse, a multiple of the page size, zero at the start. */
 size_t pmr_p2p_area_bytes(uint32_t ranks);
 
-/* `window` tells this rank's place, the heaps, and who is gone; `area` is page aligned. Both, and `engine`, must outlive
- * the handle. `engine` may be NULL where nobody starts nonblocking operations. */
+/* `window` tells this rank's place, the heaps, and who is gone; `area` is page aligned. Both, and `engine`, must
+ * outlive the handle. `engine` may be NULL where nobody starts nonblocking operations. */
 pmr_status pmr_p2p_open(pmr_p2p **out, const pmr_window *window, void *area, pmr_engine *engine, pmr_error *error);
 
 /* Ends open requests with PMR_ERR_SHUTDOWN. No blocking call may be under way; the engine's thread must have stopped.

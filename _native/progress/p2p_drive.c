@@ -29,7 +29,7 @@ static bool satisfied(const pmr_p2p *p2p)
     return p2p->driver && p2p->driver->left == 0;
 }
 
-/* ---- out -------------------------------------------------------------------------------------------------------- */
+/* ---- out ------------------------------------------------------------------------------------------------- */
 
 static uint64_t heap_offset_of(const pmr_p2p *p2p, const pmr_transfer *op)
 {
@@ -60,9 +60,7 @@ static bool put_announcement(pmr_p2p *p2p, pmr_transfer *op, pmr_frame *frame, u
     frame->payload_bytes = sizeof announcement;
     if (!put(p2p, op->peer, frame, &announcement))
         return false;
-    op->state = PMR_TRANSFER_ANNOUNCED;
-    pmr_list_remove(&op->link);
-    pmr_list_append(&p2p->outgoing, &op->link);
+    pmr_transfer_move(&p2p->parked, op, PMR_TRANSFER_ANNOUNCED);
     return true;
 }
 
@@ -90,8 +88,8 @@ void pmr_p2p_start_send(pmr_p2p *p2p, pmr_transfer *op)
     pmr_p2p_peer *peer = &p2p->peers[op->peer];
     if (pmr_list_empty(&peer->queue) && begin_send(p2p, op))
         return;
-    if (pmr_list_empty(&peer->queue))
-        pmr_list_append(&p2p->busy, &peer->busy_link);
+    pmr_list_remove(&peer->busy_link); /* it may still be there with a queue that was withdrawn */
+    pmr_list_append(&p2p->busy, &peer->busy_link);
     pmr_list_append(&peer->queue, &op->link);
 }
 
@@ -138,7 +136,7 @@ static bool push_farewells(pmr_p2p *p2p)
     return moved;
 }
 
-/* ---- a receive that has met its announcement ----------------------------------------------------------------------- */
+/* ---- an announced message -------------------------------------------------------------------------------- */
 
 static bool close_recv(pmr_p2p *p2p, pmr_transfer *op)
 {
@@ -154,13 +152,15 @@ static bool answer(pmr_p2p *p2p, pmr_transfer *op)
     pmr_frame frame = {.kind = PMR_FRAME_ANSWER, .payload_bytes = sizeof op->token, .token = op->peer_token};
     if (!put(p2p, op->peer, &frame, &op->token))
         return false;
-    op->state = PMR_TRANSFER_RECEIVING;
+    pmr_transfer_move(&p2p->parked, op, PMR_TRANSFER_RECEIVING);
     return true;
 }
 
-static bool step_recv(pmr_p2p *p2p, pmr_transfer *op)
+static bool step(pmr_p2p *p2p, pmr_transfer *op)
 {
     switch (op->state) {
+    case PMR_TRANSFER_SENDING:
+        return push_fragments(p2p, op);
     case PMR_TRANSFER_ANSWERING:
         return answer(p2p, op);
     case PMR_TRANSFER_COPYING: {
@@ -191,16 +191,15 @@ static void accept_announced(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, cons
     op->info = (pmr_message_info){envelope->source, envelope->tag, announcement->bytes};
     op->moved = 0;
     op->status = announcement->bytes > op->bytes ? PMR_ERR_TRUNCATED : PMR_OK;
+    pmr_transfer_state state = PMR_TRANSFER_ANSWERING;
     if (op->status || announcement->bytes == 0) {
-        op->state = PMR_TRANSFER_CLOSING;
+        state = PMR_TRANSFER_CLOSING;
     } else if (offset < window->mapped_bytes && announcement->bytes <= window->mapped_bytes - offset) {
-        op->state = PMR_TRANSFER_COPYING;
+        state = PMR_TRANSFER_COPYING;
         op->origin = window->base + offset;
-    } else {
-        op->state = PMR_TRANSFER_ANSWERING;
     }
-    pmr_list_append(&p2p->incoming, &op->link);
-    step_recv(p2p, op);
+    pmr_transfer_move(&p2p->todo, op, state);
+    step(p2p, op);
 }
 
 /* Eager bytes of a peer were matched: it is told now and then. */
@@ -239,7 +238,7 @@ void pmr_p2p_start_recv(pmr_p2p *p2p, pmr_transfer *op)
     free(kept);
 }
 
-/* ---- in: each returns false when the frame has to stay where it is -------------------------------------------------- */
+/* ---- in: each returns false when the frame has to stay where it is --------------------------------------- */
 
 static bool on_eager(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 {
@@ -263,7 +262,8 @@ static bool on_announce(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
     memcpy(&announcement, view->first, sizeof announcement);
     pmr_posted *posted = pmr_match_arrive(&p2p->match, &envelope);
     if (posted) {
-        accept_announced(p2p, PMR_MEMBER_OF(posted, pmr_transfer, posted), peer, &envelope, view->frame->token, &announcement);
+        accept_announced(p2p, PMR_MEMBER_OF(posted, pmr_transfer, posted), peer, &envelope, view->frame->token,
+                         &announcement);
         return true;
     }
     pmr_kept *kept = pmr_kept_add(p2p, peer, &envelope, NULL, announcement.bytes);
@@ -279,12 +279,12 @@ static bool on_answer(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 {
     uint64_t receive;
     memcpy(&receive, view->first, sizeof receive);
-    pmr_transfer *op = pmr_transfer_find(&p2p->outgoing, view->frame->token, peer);
+    pmr_transfer *op = pmr_transfer_find(p2p, view->frame->token, peer);
     if (!op) { /* the send was withdrawn */
         pmr_frame frame = {.kind = PMR_FRAME_GAVE_UP, .token = receive};
         return put(p2p, peer, &frame, NULL);
     }
-    op->state = PMR_TRANSFER_SENDING;
+    pmr_transfer_move(&p2p->todo, op, PMR_TRANSFER_SENDING);
     op->peer_token = receive;
     op->moved = 0;
     push_fragments(p2p, op);
@@ -293,7 +293,7 @@ static bool on_answer(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 
 static void on_fragment(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 {
-    pmr_transfer *op = pmr_transfer_find(&p2p->incoming, view->frame->token, peer);
+    pmr_transfer *op = pmr_transfer_find(p2p, view->frame->token, peer);
     size_t bytes = view->frame->payload_bytes;
     if (!op || op->state != PMR_TRANSFER_RECEIVING || bytes > op->info.bytes - op->moved)
         return; /* of a receive that was withdrawn */
@@ -319,12 +319,12 @@ static bool on_frame(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
         on_fragment(p2p, peer, view);
         return true;
     case PMR_FRAME_TAKEN:
-        op = pmr_transfer_find(&p2p->outgoing, view->frame->token, peer);
+        op = pmr_transfer_find(p2p, view->frame->token, peer);
         if (op)
             pmr_transfer_finish(p2p, op, PMR_OK, NULL);
         return true;
     case PMR_FRAME_GAVE_UP:
-        op = pmr_transfer_find(&p2p->incoming, view->frame->token, peer);
+        op = pmr_transfer_find(p2p, view->frame->token, peer);
         if (op)
             pmr_p2p_fail_given_up(p2p, op);
         return true;
@@ -338,7 +338,7 @@ static bool on_frame(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
     }
 }
 
-static bool drain(pmr_p2p *p2p, uint32_t peer)
+bool pmr_p2p_drain(pmr_p2p *p2p, uint32_t peer)
 {
     pmr_transport *transport = p2p->transport;
     pmr_frame_view view;
@@ -356,23 +356,17 @@ bool pmr_p2p_drive(pmr_p2p *p2p)
 {
     bool moved = p2p->farewells && push_farewells(p2p);
     p2p->starved = false;
-    for (pmr_link *link = p2p->incoming.next, *next; link != &p2p->incoming; link = next) {
+    for (pmr_link *link = p2p->todo.next, *next; link != &p2p->todo; link = next) {
         next = link->next;
-        moved |= step_recv(p2p, PMR_MEMBER_OF(link, pmr_transfer, link));
+        moved |= step(p2p, PMR_MEMBER_OF(link, pmr_transfer, link));
     }
     for (pmr_link *link = p2p->busy.next, *next; link != &p2p->busy; link = next) {
         next = link->next;
         moved |= push_queue(p2p, PMR_MEMBER_OF(link, pmr_p2p_peer, busy_link));
     }
-    for (pmr_link *link = p2p->outgoing.next, *next; link != &p2p->outgoing; link = next) {
-        pmr_transfer *op = PMR_MEMBER_OF(link, pmr_transfer, link);
-        next = link->next;
-        if (op->state == PMR_TRANSFER_SENDING)
-            moved |= push_fragments(p2p, op);
-    }
     pmr_transport *transport = p2p->transport;
     for (uint32_t peer = transport->ops->sender_from(transport, 0); peer != PMR_NO_PEER;
          peer = transport->ops->sender_from(transport, peer + 1))
-        moved |= drain(p2p, peer);
+        moved |= pmr_p2p_drain(p2p, peer);
     return moved;
 }

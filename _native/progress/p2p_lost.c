@@ -23,7 +23,7 @@ pmr_status pmr_p2p_fail_gone(const pmr_p2p *p2p, uint32_t peer, const char *what
 {
     if (peer == PMR_NO_PEER)
         return pmr_fail(error, PMR_ERR_RANK_FAILED,
-                        "no other rank is left that could send a message: this receive (tag %d, any source) waits for one",
+                        "no other rank is left that could send what a receive from any source (tag %d) waits for",
                         tag);
     int32_t rank = p2p->first_rank + (int32_t)peer;
     uint32_t state = pmr_window_rank_state(p2p->window, peer);
@@ -38,12 +38,12 @@ void pmr_p2p_fail_given_up(pmr_p2p *p2p, pmr_transfer *op)
 {
     pmr_error error;
     pmr_fail(&error, PMR_ERR_STALLED,
-             "rank %d gave up sending a message of %zu bytes (tag %d) half way: its own time limit passed or it was interrupted",
+             "rank %d gave up sending a message of %zu bytes (tag %d): its own time limit passed or it was interrupted",
              p2p->first_rank + (int32_t)op->peer, op->info.bytes, op->info.tag);
     pmr_transfer_finish(p2p, op, PMR_ERR_STALLED, &error);
 }
 
-/* ---- walking over all operations ------------------------------------------------------------------------------- */
+/* ---- walking over all operations ------------------------------------------------------------------------- */
 
 typedef void (*visit_fn)(pmr_p2p *p2p, pmr_transfer *op, void *arg);
 
@@ -67,8 +67,8 @@ static void visit_all(pmr_p2p *p2p, visit_fn visit, void *arg)
 {
     for (uint32_t peer = 0; peer < p2p->ranks; peer++)
         visit_list(p2p, &p2p->peers[peer].queue, visit, arg);
-    visit_list(p2p, &p2p->outgoing, visit, arg);
-    visit_list(p2p, &p2p->incoming, visit, arg);
+    visit_list(p2p, &p2p->todo, visit, arg);
+    visit_list(p2p, &p2p->parked, visit, arg);
     for (uint32_t bin = 0; bin < PMR_MATCH_BINS; bin++)
         visit_posted(p2p, &p2p->match.posted[bin], visit, arg);
     visit_posted(p2p, &p2p->match.wild, visit, arg);
@@ -128,23 +128,22 @@ static void end_if_lost(pmr_p2p *p2p, pmr_transfer *op, void *arg)
 
 void pmr_p2p_sweep(pmr_p2p *p2p)
 {
-    bool any = false, news = false;
-    for (uint32_t peer = 0; peer < p2p->ranks; peer++) {
-        if (!p2p->peers[peer].gone && pmr_p2p_peer_gone(p2p, peer))
-            p2p->peers[peer].gone = news = true;
-        any |= p2p->peers[peer].gone;
-    }
-    if (news) { /* everything, not just what the driver waits for */
-        pmr_p2p_waiter *driver = p2p->driver;
-        p2p->driver = NULL;
-        while (pmr_p2p_drive(p2p))
-            continue;
-        p2p->driver = driver;
-    }
-    if (any)
-        visit_all(p2p, end_if_lost, NULL);
     pmr_error error;
     pmr_status broken = pmr_window_aborted(p2p->window, &error);
-    if (broken)
+    if (broken) /* first: the gang's own story says more than a peer's absence */
         pmr_p2p_end_requests(p2p, broken, &error);
+    pmr_p2p_waiter *driver = p2p->driver;
+    p2p->driver = NULL; /* take everything, not just what the driver waits for */
+    bool any = false;
+    for (uint32_t peer = 0; peer < p2p->ranks; peer++) {
+        if (!p2p->peers[peer].gone && pmr_p2p_peer_gone(p2p, peer)) {
+            p2p->peers[peer].gone = true;
+            while (pmr_p2p_drain(p2p, peer))
+                continue;
+        }
+        any |= p2p->peers[peer].gone;
+    }
+    p2p->driver = driver;
+    if (any)
+        visit_all(p2p, end_if_lost, NULL);
 }

@@ -11,13 +11,14 @@
 #include "progress/p2p_state.h"
 
 #define SELF_BYTES_MAX ((size_t)64 << 20)
-#define COPY_BYTES_MAX 65536u   /* a request's message is copied up to this size: cheaper than to keep the request open */
+#define COPY_BYTES_MAX 65536u   /* a request's message is copied up to this size, so that it can end at once */
 
 /* A view's first piece is counted in 32 bits; what is longer goes on in `rest`. */
 static pmr_frame_view view_of(const uint8_t *data, size_t bytes)
 {
     uint32_t first_bytes = bytes < UINT32_MAX ? (uint32_t)bytes : UINT32_MAX;
-    return (pmr_frame_view){.frame = NULL, .first = data, .rest = data ? data + first_bytes : NULL, .first_bytes = first_bytes};
+    const uint8_t *rest = data ? data + first_bytes : NULL;
+    return (pmr_frame_view){.frame = NULL, .first = data, .rest = rest, .first_bytes = first_bytes};
 }
 
 void pmr_p2p_self_send(pmr_p2p *p2p, pmr_transfer *op)
@@ -50,8 +51,7 @@ void pmr_p2p_self_send(pmr_p2p *p2p, pmr_transfer *op)
         pmr_transfer_finish(p2p, op, PMR_OK, NULL);
     } else {
         kept->token = op->token;
-        op->state = PMR_TRANSFER_ANNOUNCED;
-        pmr_list_append(&p2p->outgoing, &op->link);
+        pmr_transfer_move(&p2p->parked, op, PMR_TRANSFER_ANNOUNCED);
     }
 }
 
@@ -62,7 +62,7 @@ void pmr_p2p_self_recv(pmr_p2p *p2p, pmr_transfer *op, pmr_kept *kept)
     if (kept->eager) {
         p2p->self_bytes -= kept->bytes + sizeof *kept;
     } else {
-        send = pmr_transfer_find(&p2p->outgoing, kept->token, p2p->me);
+        send = pmr_transfer_find(p2p, kept->token, p2p->me);
         data = send->data;
     }
     pmr_frame_view view = view_of(data, kept->bytes);

@@ -2,8 +2,9 @@
  *
  * p2p_state.h: operations under way and the queues they stand in: shared by p2p.c (callers) and p2p_drive.c (frames).
  *
- * A send goes QUEUED (its peer's queue: keeps the order) -> done when eager, else -> ANNOUNCED -> SENDING -> done. A receive
- * goes POSTED (in `match`) -> done when eager, else -> ANSWERING -> RECEIVING -> done, or -> COPYING -> CLOSING -> done.
+ * A send goes QUEUED -> done when eager, else -> ANNOUNCED -> SENDING -> done. A receive goes POSTED -> done when
+ * eager, else -> ANSWERING -> RECEIVING -> done, or -> COPYING -> CLOSING -> done. Where a state leaves the next step
+ * to the peer the operation is `parked`, where it is ours it is in `todo`: a pass walks only the latter.
  * Operations of blocking callers live on their stacks, those of requests in a pool.
  * Invariant: an operation stands in exactly the list that its state names, and in none once it is done.
  */
@@ -34,14 +35,14 @@ typedef struct pmr_announcement {
 } pmr_announcement;
 
 typedef enum pmr_transfer_state {
-    PMR_TRANSFER_QUEUED,      /* send, in peer->queue: not announced yet */
-    PMR_TRANSFER_ANNOUNCED,   /* send, in outgoing: the peer's turn */
-    PMR_TRANSFER_SENDING,     /* send, in outgoing: fragments, as there is room */
+    PMR_TRANSFER_QUEUED,      /* send, in its peer's queue (which keeps the order): not announced yet */
+    PMR_TRANSFER_ANNOUNCED,   /* send, parked: until the peer answers, or has taken it */
+    PMR_TRANSFER_SENDING,     /* send, todo: fragments, as there is room */
     PMR_TRANSFER_POSTED,      /* receive, in match */
-    PMR_TRANSFER_ANSWERING,   /* receive, in incoming: the answer waits for room */
-    PMR_TRANSFER_RECEIVING,   /* receive, in incoming: fragments arrive */
-    PMR_TRANSFER_COPYING,     /* receive, in incoming: from the sender's heap */
-    PMR_TRANSFER_CLOSING,     /* receive, in incoming: the sender is to be told; `status` is decided */
+    PMR_TRANSFER_ANSWERING,   /* receive, todo: the answer waits for room */
+    PMR_TRANSFER_RECEIVING,   /* receive, parked: fragments arrive */
+    PMR_TRANSFER_COPYING,     /* receive, todo: from the sender's heap */
+    PMR_TRANSFER_CLOSING,     /* receive, todo: the sender is to be told; `status` is decided */
     PMR_TRANSFER_DONE
 } pmr_transfer_state;
 
@@ -105,6 +106,8 @@ struct pmr_p2p {
     uint32_t ranks, me;
     int32_t first_rank;
     pmr_p2p_waiter *driver;     /* the blocking caller who drives now: stop when it has what it waits for */
+    uint32_t ended;             /* requests that completed and are still in source.active: poll takes them off */
+    bool polling;               /* the engine drives now */
     bool wake_others;           /* somebody else's operation ended: raise our own inbox after the lock is free */
     bool starved;               /* a message had to stay in its ring: no memory for it */
     uint64_t tokens;
@@ -112,8 +115,8 @@ struct pmr_p2p {
     size_t self_bytes;          /* messages to ourselves that are kept */
     int64_t sweep_due_ns;
     pmr_link busy;              /* peers with a queue */
-    pmr_link outgoing;
-    pmr_link incoming;
+    pmr_link todo;
+    pmr_link parked;
     pmr_link pool;              /* operations for requests */
     uint32_t farewells;
     pmr_farewell farewell[PMR_FAREWELLS_MAX];
@@ -122,12 +125,14 @@ struct pmr_p2p {
     pmr_p2p_peer peers[];
 };
 
-/* ---- all under the lock ---------------------------------------------------------------------------------------- */
+/* ---- all under the lock ---------------------------------------------------------------------------------- */
 
 /* p2p_drive.c */
 
 /* Does what can be done now; true: something moved. Stops early when p2p->driver has what it waits for. */
 bool pmr_p2p_drive(pmr_p2p *p2p);
+/* Takes frames of one peer; true: there were some. */
+bool pmr_p2p_drain(pmr_p2p *p2p, uint32_t peer);
 /* Sends now if possible, else queues. Needs: peer, data, bytes, posted.pattern, waiter or request. */
 void pmr_p2p_start_send(pmr_p2p *p2p, pmr_transfer *op);
 /* Takes a message that is here already, else posts. Needs the same. */
@@ -142,10 +147,12 @@ void pmr_transfer_finish_recv(pmr_p2p *p2p, pmr_transfer *op);
 /* Takes an unfinished operation out, wherever it stands, and lets the peer know if that waits for it. */
 void pmr_transfer_withdraw(pmr_p2p *p2p, pmr_transfer *op);
 /* A whole message that lies in memory, perhaps in two pieces, meets its receive: copies and finishes. */
-void pmr_transfer_deliver(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, const pmr_pattern *envelope, const pmr_frame_view *view,
-                    size_t bytes);
-/* The unfinished send or receive of that token and peer; NULL: none. */
-pmr_transfer *pmr_transfer_find(pmr_link *list, uint64_t token, uint32_t peer);
+void pmr_transfer_deliver(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, const pmr_pattern *envelope,
+                          const pmr_frame_view *view, size_t bytes);
+/* The parked operation of that token and peer; NULL: none. */
+pmr_transfer *pmr_transfer_find(pmr_p2p *p2p, uint64_t token, uint32_t peer);
+/* Its next step is ours, or the peer's. */
+void pmr_transfer_move(pmr_link *list, pmr_transfer *op, pmr_transfer_state state);
 /* Keeps a message that no receive waits for: `bytes` of payload, or none if view is NULL. NULL: out of memory. */
 pmr_kept *pmr_kept_add(pmr_p2p *p2p, uint32_t peer, const pmr_pattern *envelope, const pmr_frame_view *view,
                        size_t bytes);

@@ -31,8 +31,10 @@ void pmr_transfer_finish(pmr_p2p *p2p, pmr_transfer *op, pmr_status status, cons
     pmr_request *request = op->request;
     op->request = NULL;
     request->info = op->info;
-    if (op->counted)
-        atomic_fetch_sub_explicit(&p2p->source.active, 1, memory_order_release);
+    if (op->counted) { /* the engine hears of it in its next poll, and tells those who wait for any request */
+        p2p->ended++;
+        p2p->wake_others |= !p2p->polling;
+    }
     pmr_list_append(&p2p->pool, &op->link);
     pmr_request_complete(request, status, error);
 }
@@ -89,8 +91,8 @@ static void copy_view(uint8_t *into, const pmr_frame_view *view, size_t bytes)
         memcpy(into + first, view->rest, bytes - first);
 }
 
-void pmr_transfer_deliver(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, const pmr_pattern *envelope, const pmr_frame_view *view,
-                    size_t bytes)
+void pmr_transfer_deliver(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, const pmr_pattern *envelope,
+                          const pmr_frame_view *view, size_t bytes)
 {
     op->peer = peer;
     op->info = (pmr_message_info){envelope->source, envelope->tag, bytes};
@@ -100,9 +102,16 @@ void pmr_transfer_deliver(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, const p
     pmr_transfer_finish_recv(p2p, op);
 }
 
-pmr_transfer *pmr_transfer_find(pmr_link *list, uint64_t token, uint32_t peer)
+void pmr_transfer_move(pmr_link *list, pmr_transfer *op, pmr_transfer_state state)
 {
-    for (pmr_link *link = list->next; link != list; link = link->next) {
+    pmr_list_remove(&op->link);
+    pmr_list_append(list, &op->link);
+    op->state = state;
+}
+
+pmr_transfer *pmr_transfer_find(pmr_p2p *p2p, uint64_t token, uint32_t peer)
+{
+    for (pmr_link *link = p2p->parked.next; link != &p2p->parked; link = link->next) {
         pmr_transfer *op = PMR_MEMBER_OF(link, pmr_transfer, link);
         if (op->token == token && op->peer == peer)
             return op;
