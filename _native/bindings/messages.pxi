@@ -40,6 +40,14 @@ cdef class Status:
         return f"Status(source={self.source}, tag={self.tag}, nbytes={self.nbytes})"
 
 
+cdef int32_t tag_of(object tag, str name) except? -7777:
+    """A user's tag; the numbers above the limit are the library's own."""
+    cdef int32_t number = number_of(tag, name)
+    if number > PMR_TAG_MAX:
+        raise errors.UsageError(f"{name}={number} is out of range: tags are 0 to {PMR_TAG_MAX}")
+    return number
+
+
 cdef Plan plan_send(object x):
     cdef Plan plan = Plan.__new__(Plan)
     plan.call.kind = PMR_SEND
@@ -177,11 +185,11 @@ cdef class Communicator(Vectors):
         tag : int
             The receiver may ask for it; 0 to 0x3fffffff.
         """
-        send_now(self, plan_send(x), number_of(dest, "dest"), number_of(tag, "tag"))
+        send_now(self, plan_send(x), number_of(dest, "dest"), tag_of(tag, "tag"))
 
     def isend(self, x, dest, tag=0):
         """`send` as a Request."""
-        return isend_now(self, plan_send(x), number_of(dest, "dest"), number_of(tag, "tag"))
+        return isend_now(self, plan_send(x), number_of(dest, "dest"), tag_of(tag, "tag"))
 
     def recv(self, out=None, source=ANY_SOURCE, tag=ANY_TAG, *, dtype=None, Status status=None):
         """Receive a message.
@@ -205,11 +213,11 @@ cdef class Communicator(Vectors):
         array
             `out`, or the new array.
         """
-        return recv_now(self, out, number_of(source, "source"), number_of(tag, "tag"), dtype, status)
+        return recv_now(self, out, number_of(source, "source"), tag_of(tag, "tag"), dtype, status)
 
     def irecv(self, out, source=ANY_SOURCE, tag=ANY_TAG):
         """`recv` as a Request; it tells source, tag and length when it is over."""
-        return irecv_now(self, plan_recv(out), number_of(source, "source"), number_of(tag, "tag"))
+        return irecv_now(self, plan_recv(out), number_of(source, "source"), tag_of(tag, "tag"))
 
     def sendrecv(self, x, dest, out=None, source=ANY_SOURCE, tag=0, recv_tag=ANY_TAG, *, Status status=None):
         """Send to one rank while receiving from another; cannot deadlock.
@@ -235,7 +243,7 @@ cdef class Communicator(Vectors):
         cdef Plan sent = plan_send(x)
         cdef Plan received
         cdef int32_t from_rank = number_of(source, "source")
-        cdef int32_t from_tag = number_of(recv_tag, "recv_tag")
+        cdef int32_t from_tag = tag_of(recv_tag, "recv_tag")
         cdef Request request
         cdef Status told = Status() if status is None else status
         if out is not None:
@@ -244,7 +252,7 @@ cdef class Communicator(Vectors):
                 sent.source = sent.source.copy()
                 sent.call.send = cnp.PyArray_DATA(sent.source)
         cdef cnp.ndarray blank = empty_like(sent.source, cnp.PyArray_NDIM(sent.source), cnp.PyArray_DIMS(sent.source))
-        request = isend_now(self, sent, number_of(dest, "dest"), number_of(tag, "tag"))
+        request = isend_now(self, sent, number_of(dest, "dest"), tag_of(tag, "tag"))
         result = recv_now(self, blank if out is None else out, from_rank, from_tag, None, told)
         request.wait()
         if out is not None:
@@ -276,7 +284,7 @@ cdef class Communicator(Vectors):
         cdef pmr_message_info info
         cdef Status told = Status()
         cdef int64_t limit_ns = self.timeout_ns if timeout is None else nanoseconds_of(timeout)
-        if not probe_now(self, number_of(source, "source"), number_of(tag, "tag"), limit_ns, &info):
+        if not probe_now(self, number_of(source, "source"), tag_of(tag, "tag"), limit_ns, &info):
             return None
         told.fill(&info)
         return told

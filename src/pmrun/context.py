@@ -199,6 +199,6 @@ def describe(error: BaseException, trace: TracebackType | None) -> str:
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     place = ""
     for frame in traceback.extract_tb(trace):
-        if not frame.filename.startswith(_OWN_FILES):
+        if not (frame.filename.startswith(_OWN_FILES) or frame.name.startswith("pmrun._native.")):
             place = f" ({os.path.basename(frame.filename)}:{frame.lineno} in {frame.name})"
     return line + place
