@@ -135,7 +135,7 @@ tsan: $(VENV)/.dev
 
 bench: $(VENV)/.built
 	@$(PIP) install --no-build-isolation --editable '.[bench]'
-	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/bench_all.py
 
 sdist-check: $(VENV)/.dev
 	@rm -rf dist build/sdist-check
