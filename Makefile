@@ -133,8 +133,7 @@ tsan: $(VENV)/.dev
 
 # ---- figures and packages ---------------------------------------------------------------------------------
 
-bench: $(VENV)/.built
-	@$(PIP) install --no-build-isolation --editable '.[bench]'
+bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_all.py
 
 sdist-check: $(VENV)/.dev
