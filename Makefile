@@ -54,11 +54,10 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(NATIVE)
-	@if [ ! -e $@ ] || [ pyproject.toml -nt $@ ]; then \
-		echo "building and installing pmrun"; $(PIP) install --no-build-isolation --editable .; \
-	else \
-		echo "building the extension"; $(QUIETLY) $(BIN)/python setup.py --quiet build_ext --inplace; \
-	fi
+	@echo "building the extension"
+	@$(QUIETLY) $(BIN)/python setup.py --quiet build_ext --inplace
+	@if [ ! $@ -nt pyproject.toml ]; then \
+		echo "installing pmrun in $(VENV)"; $(PIP) install --no-build-isolation --editable .; fi
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.built pyproject.toml
