@@ -54,11 +54,10 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(NATIVE)
-	@if [ ! -e $@ ] || [ pyproject.toml -nt $@ ]; then \
-		echo "building and installing pmrun"; $(PIP) install --no-build-isolation --editable .; \
-	else \
-		echo "building the extension"; $(QUIETLY) $(BIN)/python setup.py --quiet build_ext --inplace; \
-	fi
+	@echo "building the extension"
+	@$(QUIETLY) $(BIN)/python setup.py --quiet build_ext --inplace
+	@if [ ! $@ -nt pyproject.toml ]; then \
+		echo "installing pmrun in $(VENV)"; $(PIP) install --no-build-isolation --editable .; fi
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.built pyproject.toml
@@ -133,9 +132,8 @@ tsan: $(VENV)/.dev
 
 # ---- figures and packages ---------------------------------------------------------------------------------
 
-bench: $(VENV)/.built
-	@$(PIP) install --no-build-isolation --editable '.[bench]'
-	$(BIN)/python benchmarks/compare.py
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_all.py
 
 sdist-check: $(VENV)/.dev
 	@rm -rf dist build/sdist-check

@@ -55,18 +55,44 @@ def refuse_unsupported() -> None:
         )
 
 
+def prerequisites(made_from: str) -> list[str]:
+    """Files of the rule that the compiler wrote for an object."""
+    with open(made_from, encoding="utf-8") as file:
+        return file.read().replace("\\\n", " ").split()[1:]
+
+
+def up_to_date(target: str, made_from: str, command: str, flags: str) -> bool:
+    """Whether an object is newer than all it was made from, and was made with the same flags."""
+    try:
+        made = os.stat(target).st_mtime_ns
+        with open(command, encoding="utf-8") as file:
+            same = file.read() == flags
+        return same and all(os.stat(path).st_mtime_ns < made for path in prerequisites(made_from))
+    except FileNotFoundError:
+        return False
+
+
 class build_native(build_ext):
-    """Gives the strict warning flags to our own C files and plain ones to Cython's output."""
+    """Gives the strict warning flags to our own C files and plain ones to Cython's output.
+
+    setuptools compiles all files when one header changed; here an object is kept while nothing it was made from
+    changed, as make would.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
             own = os.path.relpath(src).startswith("_native" + os.sep)
-            flags = [*extra, *(C_FLAGS if own else CYTHON_FLAGS)]
+            flags = [*extra, *(C_FLAGS if own else CYTHON_FLAGS), "-MMD", "-MF", obj + ".d"]
             if own and os.environ.get("PMRUN_WERROR"):
                 flags.append("-Werror")
+            words = " ".join([*self.compiler.compiler_so, *cc_args, *flags, *pp_opts])
+            if up_to_date(obj, obj + ".d", obj + ".command", words):
+                return
             compile_one(obj, src, suffix, cc_args, flags, pp_opts)
+            with open(obj + ".command", "w", encoding="utf-8") as file:
+                file.write(words)
 
         self.compiler._compile = compile_with_flags
         try:

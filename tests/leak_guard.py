@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "PMRUN_TEST_RUN"
@@ -27,7 +26,7 @@ TEMPORARY = Path("/tmp")
 class Snapshot:
     """What there was before the test."""
 
-    processes: frozenset[int]
+    processes: frozenset[int]  # all of the machine: what is new is looked at
     threads: frozenset[threading.Thread]
     descriptors: dict[int, str]
     shared_names: frozenset[str]
@@ -38,7 +37,7 @@ class Snapshot:
 def take(own_directory: Path) -> Snapshot:
     """`own_directory`: the test run's private TMPDIR, in which nothing may stay."""
     return Snapshot(
-        processes=frozenset(processes()),
+        processes=frozenset(_pids()),
         threads=frozenset(threading.enumerate()),
         descriptors=descriptors(),
         shared_names=frozenset(_names(SHARED_MEMORY)),
@@ -49,7 +48,7 @@ def take(own_directory: Path) -> Snapshot:
 
 def leaks(before: Snapshot, own_directory: Path) -> list[str]:
     """One line for each thing left; empty when the test was clean. Leaked processes are killed."""
-    found = [_end(pid) for pid in processes() if pid not in before.processes and not _gone(pid)]
+    found = [_end(pid) for pid in _pids() - before.processes if _is_ours(pid) and not _gone(pid)]
     for thread in threading.enumerate():
         if thread not in before.threads:
             thread.join(PATIENCE_S)
@@ -67,13 +66,13 @@ def leaks(before: Snapshot, own_directory: Path) -> list[str]:
 # ---- processes --------------------------------------------------------------------------------------------
 
 
-def processes() -> Iterator[int]:
-    """Our children and every process that carries this run's mark, but for ourselves."""
-    mark = f"{MARK}={os.environ[MARK]}".encode()
-    me = os.getpid()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != me and (_parent(int(name)) == me or _marked(int(name), mark)):
-            yield int(name)
+def _pids() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def _is_ours(pid: int) -> bool:
+    """Our child, or a process that carries this run's mark."""
+    return _parent(pid) == os.getpid() or _marked(pid, f"{MARK}={os.environ[MARK]}".encode())
 
 
 def _marked(pid: int, mark: bytes) -> bool:
@@ -133,10 +132,10 @@ def _new_descriptors(before: Snapshot) -> dict[int, str]:
 
 
 def _names(directory: Path, *, everything: bool = False) -> frozenset[str]:
-    """Names in a directory. In those that all programs share only ours count, unless nobody else is there (CI)."""
+    """Names in a directory. In those that all programs share only ours count; in /dev/shm all, where CI is alone."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return frozenset()
     everything = everything or (bool(os.environ.get("CI")) and directory == SHARED_MEMORY)
-    return frozenset(name for name in names if everything or "pmr" in name.lower())
+    return frozenset(name for name in names if everything or "pmrun" in name or name.startswith("pmr"))
