@@ -155,6 +155,8 @@ class Gang:
 
     def on_signal(self, number: int) -> list[Action]:
         """pmrun got SIGINT, SIGTERM or SIGHUP: the ranks get it too, then `grace_s`; the second one kills."""
+        if self._finished:
+            return []
         if self.cause is not None or self._start_by is not None:
             return self._end(self._signal_cause(number), 0.0, 0.0)
         passed: list[Action] = [SendTo(node, wire.Signal(number)) for node in self._open()]
@@ -165,18 +167,20 @@ class Gang:
 
     def on_output_closed(self, why: str) -> list[Action]:
         """pmrun's standard output cannot be written any more."""
+        if self._finished:
+            return []
         text = f"standard output: {why}"
         return self._end(Cause(Kind.OUTPUT, text, ExitCode.OUTPUT_CLOSED), 0.0, TERM_S)
 
     def deadline(self) -> float | None:
         """When `on_tick` has something to do."""
-        if self.cause is not None:
+        if self.cause is not None or self._finished:
             return None
         return min((at for at in (self._start_by, self._end_by) if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Action]:
         """Time has passed."""
-        if self.cause is not None:
+        if self.cause is not None or self._finished:
             return []
         if self._end_by is not None and now >= self._end_by:
             text = f"--timeout of {self._timeout_s:g} s ran out"

@@ -107,8 +107,8 @@ class Weaver:
         return None
 
     def deadline(self) -> float | None:
-        """When an unfinished line becomes due. Only meaningful after `take` returned None."""
-        times = [self._streams[key].since + PROMPT_S for key in self._turn]
+        """When `take` will have something, if nothing is fed before; meaningful after it returned None."""
+        times = [self._due_at(self._streams[key]) for key in self._turn]
         if self._open is not None and times:
             times = [max(at, self._streams[self._open].held_until) for at in times]
         return min(times, default=None)
@@ -127,9 +127,11 @@ class Weaver:
         """How many bytes may be shown: whole lines, or an unfinished one that is long, late or final."""
         if stream.newline >= 0:
             return stream.newline + 1
-        if stream.ended or now >= stream.since + PROMPT_S or len(stream.data) >= self._piece_bytes:
-            return len(stream.data)
-        return 0
+        return len(stream.data) if now >= self._due_at(stream) else 0
+
+    def _due_at(self, stream: _Stream) -> float:
+        whole = stream.newline >= 0 or stream.ended or len(stream.data) >= self._piece_bytes
+        return 0.0 if whole else stream.since + PROMPT_S
 
     def _continue(self, key: Key, stream: _Stream, now: float, clock: str) -> tuple[bytes, Key, int]:
         """More of the line that stands unfinished at the end of what was shown."""
