@@ -98,7 +98,8 @@ def test_timestamp_and_only_ranks(launch):
 
 def test_files_per_rank(launch, tmp_path):
     folder = tmp_path / "a" / "b"
-    job = launch(["sh", "-c", "echo out $PMRUN_RANK; echo err >&2; printf no-newline"], 3, output={"directory": str(folder)})
+    script = "echo out $PMRUN_RANK; echo err >&2; printf no-newline"
+    job = launch(["sh", "-c", script], 3, output={"directory": str(folder)})
     rc, out, _ = job.finish()
     assert rc == 0
     assert out.count(b"out") == 3
