@@ -26,7 +26,7 @@ from pmrun.launcher.placement import Node
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.stdin_source import StdinSource
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
 
 class NodeLink(Protocol):
@@ -90,6 +90,8 @@ class Controller:
         self._stdin = StdinSource(takers, self._send)
         self._waiting_nodes = len(starts)
         self._outcome: gang.Outcome | None = None
+        # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
+        self._inbox = SignalInbox(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
         self._impatient = 0  # signals that came after the gang was over
         if job.output.directory is not None:
             _raise_open_files(2 * job.world_size + 64)
@@ -100,8 +102,7 @@ class Controller:
         if self._job.output.directory is not None:
             self._display.open_files(self._job.output.directory, self._job.world_size)
         reading_before = signal.signal(signal.SIGTTIN, signal.SIG_IGN)
-        inbox = SignalInbox(_SIGNALS)
-        self._poller.watch(inbox.fd, READ, lambda _: self._on_signals(inbox))
+        self._poller.watch(self._inbox.fd, READ, lambda _: self._on_signals())
         try:
             self._serve(lambda: self._outcome is None)
             assert self._outcome is not None
@@ -112,7 +113,7 @@ class Controller:
             self._display.say(report.compose(self._outcome))
             self._serve(self._flushing)
         finally:
-            inbox.close()
+            self._inbox.close()
             signal.signal(signal.SIGTTIN, reading_before)
             self._display.close()
             self._events.close()
@@ -153,8 +154,6 @@ class Controller:
         try:
             messages = link.receive()
         except LinkLost as error:
-            self._lost.add(number)
-            self._poller.forget(link.fileno())
             self._do(self._gang.on_link_lost(number, str(error)))
             return
         now = time.monotonic()
@@ -166,12 +165,20 @@ class Controller:
             else:
                 self._do(self._gang.on_message(number, message, now))
 
-    def _on_signals(self, inbox: SignalInbox) -> None:
-        for number in inbox.read():
-            if self._outcome is not None:
+    def _on_signals(self) -> None:
+        for number in self._inbox.read():
+            if number == signal.SIGTSTP:
+                self._suspend()
+            elif self._outcome is not None:
                 self._impatient += 1
-            elif number in _SIGNALS:
+            elif number in SIGNALS:
                 self._do(self._gang.on_signal(number))
+
+    def _suspend(self) -> None:
+        """Ctrl-Z: first the ranks stop, then pmrun; whoever continues it continues them."""
+        self._do(self._gang.on_suspend(True))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._do(self._gang.on_suspend(False))
 
     # ---- actions --------------------------------------------------------------------------------------
 
@@ -184,6 +191,8 @@ class Controller:
             elif isinstance(action, gang.Say):
                 self._display.say(f"pmrun: {action.text}\n")
             elif isinstance(action, gang.Sweep):
+                self._lost.add(action.node)
+                self._poller.forget(self._nodes[action.node].link.fileno())
                 self._nodes[action.node].sweep()
             else:
                 self._outcome = action.outcome
