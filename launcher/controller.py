@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pmrun import wire
-from pmrun.launcher import gang, report
+from pmrun.errors import ExitCode
+from pmrun.launcher import gang
 from pmrun.launcher.display import Display, credit_bytes
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job, Stream
@@ -110,9 +111,11 @@ class Controller:
             self._serve(self._flushing)
             for node in self._nodes:
                 node.close()
-            self._display.say(report.compose(self._outcome))
+            self._report(self._outcome)
             self._serve(self._flushing)
         finally:
+            for node in self._nodes:
+                node.close()
             self._inbox.close()
             signal.signal(signal.SIGTTIN, reading_before)
             self._display.close()
@@ -137,8 +140,14 @@ class Controller:
             if deadline is not None and now >= deadline:
                 self._do(self._gang.on_tick(now))
             self._display.pump()
-            if self._display.stdout.closed and self._display.stdout.problem and self._gang.cause is None:
-                self._do(self._gang.on_output_closed(self._display.stdout.problem))
+            if self._display.stdout.closed and self._gang.cause is None:
+                self._on_output_closed(self._display.stdout.problem)
+
+    def _report(self, outcome: gang.Outcome) -> None:
+        if outcome.cause is not None or outcome.survivors:
+            from pmrun.launcher import report  # most jobs end well and need not pay for it
+
+            self._display.say(report.compose(outcome))
 
     def _flushing(self) -> bool:
         return not self._display.empty and self._impatient == 0
@@ -164,6 +173,12 @@ class Controller:
                 self._stdin.on_credit(number, message.count)
             else:
                 self._do(self._gang.on_message(number, message, now))
+
+    def _on_output_closed(self, problem: str) -> None:
+        if problem:
+            self._do(self._gang.on_output_closed(problem, ExitCode.OUTPUT_FAILED))
+        else:
+            self._do(self._gang.on_output_closed("its reader is gone", ExitCode.OUTPUT_CLOSED))
 
     def _on_signals(self) -> None:
         for number in self._inbox.read():

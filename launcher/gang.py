@@ -180,12 +180,11 @@ class Gang:
         number = _SIGSTOP if stop else _SIGCONT
         return [SendTo(node, wire.Signal(number)) for node in self._open()]
 
-    def on_output_closed(self, why: str) -> list[Action]:
+    def on_output_closed(self, why: str, code: int) -> list[Action]:
         """pmrun's standard output cannot be written any more."""
         if self._finished:
             return []
-        text = f"standard output: {why}"
-        return self._end(Cause(Kind.OUTPUT, text, ExitCode.OUTPUT_CLOSED), 0.0, TERM_S)
+        return self._end(Cause(Kind.OUTPUT, f"cannot write the standard output: {why}", code), 0.0, TERM_S)
 
     def deadline(self) -> float | None:
         """When `on_tick` has something to do."""

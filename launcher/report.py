@@ -11,6 +11,7 @@ import re
 from typing import Final
 
 from pmrun import wire
+from pmrun.errors import ExitCode
 from pmrun.launcher.describe import ended, rank_list
 from pmrun.launcher.gang import Kind, Outcome
 
@@ -29,7 +30,7 @@ def compose(outcome: Outcome) -> str:
     """The report, with a newline at its end, or "" when there is nothing to say."""
     cause = outcome.cause
     lines: list[str] = []
-    if cause is not None and cause.kind is not Kind.OUTPUT:
+    if cause is not None and cause.code != ExitCode.OUTPUT_CLOSED:  # other tools end silently then, too
         if cause.kind is Kind.RANK:
             lines += _failed_rank(outcome, cause.rank, cause.witness, cause.text)
         elif cause.kind is Kind.MISMATCH:

@@ -36,6 +36,7 @@ class LocalAgent:
     def __init__(self) -> None:
         ours, theirs = socket_pair()
         self._spare = process_tree.children() if process_tree.any_child() else frozenset()
+        self._closed = False
         self.pid = os.fork()
         if self.pid == 0:
             ours.close()
@@ -48,7 +49,10 @@ class LocalAgent:
         process_tree.sweep(self._spare, _SWEEP_S)
 
     def close(self) -> None:
-        """Let the agent leave."""
+        """Let the agent leave, or, if it was not told to, end its ranks and itself."""
+        if self._closed:
+            return
+        self._closed = True
         self.link.close()
         if not process_tree.wait_end(self.pid, _SWEEP_S):
             process_tree.sweep(self._spare, _SWEEP_S)

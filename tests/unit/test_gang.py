@@ -225,7 +225,7 @@ class World:
         elif kind == "signal":
             self.by_gang(self.gang.on_signal(self.chance.choice([1, 2, 15])))
         elif kind == "output":
-            self.by_gang(self.gang.on_output_closed("closed"))
+            self.by_gang(self.gang.on_output_closed("closed", 141))
         elif kind == "agent" and not self.gone[node]:
             self.gone[node] = True
             self.agents[node] = agent.Agent(node, node)  # never heard of again

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pmrun.launcher.output import BLOCK_BYTES, PROMPT_S, WHOLE_LINE_BYTES, Tagger, Weaver
+from pmrun.launcher.output import BLOCK_BYTES, BUSY_PROMPT_S, PROMPT_S, WHOLE_LINE_BYTES, Tagger, Weaver
 
 CLOCK = "12:00:00.000"
 
@@ -67,6 +67,28 @@ def test_another_stream_breaks_an_unfinished_line():
     assert take_all(w, 0.2) == b"\n[1] busy\n"
     w.feed((0, 1), b"ann\n", 0.3)
     assert take_all(w, 0.3) == b"[0] ann\n"
+
+
+def test_newline_that_comes_late_is_not_shown_twice():
+    w = weaver()
+    w.feed((0, 1), b"step 1", 0.0)
+    assert take_all(w, PROMPT_S) == b"[0] step 1"
+    w.feed((1, 1), b"busy\n", 0.2)
+    assert take_all(w, 0.2) == b"\n[1] busy\n"
+    w.feed((0, 1), b"\nstep 2\n\n", 0.3)
+    assert take_all(w, 0.3) == b"[0] step 2\n[0] \n"
+    assert w.empty()
+
+
+def test_among_talk_an_unfinished_line_waits_longer():
+    w = weaver()
+    w.feed((0, 1), b"half a li", 0.0)
+    shown, now = b"", 0.0
+    while b"half" not in shown:
+        now += 0.05
+        w.feed((1, 1), b"busy\n", now)
+        shown = take_all(w, now)
+    assert now == pytest.approx(BUSY_PROMPT_S, abs=0.051)
 
 
 def test_own_lines_break_it_too():
@@ -134,13 +156,19 @@ class Terminal:
 
     def __init__(self, data):
         self.rest = dict(data)
+        self.broken = {}
         self.owner = None  # whose unfinished line the cursor is in
 
     def show(self, block, key, count):
         raw, self.rest[key] = self.rest[key][:count], self.rest[key][count:]
+        if not block:  # the newline of a line that was broken before
+            assert raw == b"\n" and self.broken.pop(key)
+            return
         tag = b"[%d] " % key[0]
         if self.owner is not None and block.startswith(b"\n") and self.owner != key:
+            self.broken[self.owner] = True
             block, self.owner = block[1:], None
+        self.broken.pop(key, None)
         if self.owner is None:
             assert block.startswith(tag)
             block = block[len(tag) :]
