@@ -257,7 +257,8 @@ class AgentLoop:
 
     def _signal_ranks(self, number: int) -> None:
         for process in self._processes.values():
-            self._sent[process.rank] = number
+            if number not in (signal.SIGSTOP, signal.SIGCONT):  # which end nobody
+                self._sent[process.rank] = number
             try:
                 os.killpg(process.pid, number)
             except ProcessLookupError:
@@ -353,6 +354,7 @@ def run_agent(link: Link, node_rank: int) -> NoReturn:
         os.close(null)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         rank_process.become_subreaper()
         AgentLoop(link, node_rank).run()
         code = ExitCode.OK

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pmrun import wire
-from pmrun.launcher import gang, report
+from pmrun.errors import ExitCode
+from pmrun.launcher import gang
 from pmrun.launcher.display import Display, credit_bytes
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job, Stream
@@ -26,7 +27,7 @@ from pmrun.launcher.placement import Node
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.stdin_source import StdinSource
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
 
 class NodeLink(Protocol):
@@ -90,6 +91,8 @@ class Controller:
         self._stdin = StdinSource(takers, self._send)
         self._waiting_nodes = len(starts)
         self._outcome: gang.Outcome | None = None
+        # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
+        self._inbox = SignalInbox(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
         self._impatient = 0  # signals that came after the gang was over
         if job.output.directory is not None:
             _raise_open_files(2 * job.world_size + 64)
@@ -100,8 +103,7 @@ class Controller:
         if self._job.output.directory is not None:
             self._display.open_files(self._job.output.directory, self._job.world_size)
         reading_before = signal.signal(signal.SIGTTIN, signal.SIG_IGN)
-        inbox = SignalInbox(_SIGNALS)
-        self._poller.watch(inbox.fd, READ, lambda _: self._on_signals(inbox))
+        self._poller.watch(self._inbox.fd, READ, lambda _: self._on_signals())
         try:
             self._serve(lambda: self._outcome is None)
             assert self._outcome is not None
@@ -109,10 +111,12 @@ class Controller:
             self._serve(self._flushing)
             for node in self._nodes:
                 node.close()
-            self._display.say(report.compose(self._outcome))
+            self._report(self._outcome)
             self._serve(self._flushing)
         finally:
-            inbox.close()
+            for node in self._nodes:
+                node.close()
+            self._inbox.close()
             signal.signal(signal.SIGTTIN, reading_before)
             self._display.close()
             self._events.close()
@@ -136,8 +140,14 @@ class Controller:
             if deadline is not None and now >= deadline:
                 self._do(self._gang.on_tick(now))
             self._display.pump()
-            if self._display.stdout.closed and self._display.stdout.problem and self._gang.cause is None:
-                self._do(self._gang.on_output_closed(self._display.stdout.problem))
+            if self._display.stdout.closed and self._gang.cause is None:
+                self._on_output_closed(self._display.stdout.problem)
+
+    def _report(self, outcome: gang.Outcome) -> None:
+        if outcome.cause is not None or outcome.survivors:
+            from pmrun.launcher import report  # most jobs end well and need not pay for it
+
+            self._display.say(report.compose(outcome))
 
     def _flushing(self) -> bool:
         return not self._display.empty and self._impatient == 0
@@ -153,8 +163,6 @@ class Controller:
         try:
             messages = link.receive()
         except LinkLost as error:
-            self._lost.add(number)
-            self._poller.forget(link.fileno())
             self._do(self._gang.on_link_lost(number, str(error)))
             return
         now = time.monotonic()
@@ -166,12 +174,26 @@ class Controller:
             else:
                 self._do(self._gang.on_message(number, message, now))
 
-    def _on_signals(self, inbox: SignalInbox) -> None:
-        for number in inbox.read():
-            if self._outcome is not None:
+    def _on_output_closed(self, problem: str) -> None:
+        if problem:
+            self._do(self._gang.on_output_closed(problem, ExitCode.OUTPUT_FAILED))
+        else:
+            self._do(self._gang.on_output_closed("its reader is gone", ExitCode.OUTPUT_CLOSED))
+
+    def _on_signals(self) -> None:
+        for number in self._inbox.read():
+            if number == signal.SIGTSTP:
+                self._suspend()
+            elif self._outcome is not None:
                 self._impatient += 1
-            elif number in _SIGNALS:
+            elif number in SIGNALS:
                 self._do(self._gang.on_signal(number))
+
+    def _suspend(self) -> None:
+        """Ctrl-Z: first the ranks stop, then pmrun; whoever continues it continues them."""
+        self._do(self._gang.on_suspend(True))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._do(self._gang.on_suspend(False))
 
     # ---- actions --------------------------------------------------------------------------------------
 
@@ -184,6 +206,8 @@ class Controller:
             elif isinstance(action, gang.Say):
                 self._display.say(f"pmrun: {action.text}\n")
             elif isinstance(action, gang.Sweep):
+                self._lost.add(action.node)
+                self._poller.forget(self._nodes[action.node].link.fileno())
                 self._nodes[action.node].sweep()
             else:
                 self._outcome = action.outcome

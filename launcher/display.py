@@ -157,7 +157,6 @@ class Display:
     def _on_reader_gone(self, events: int) -> None:
         if events & GONE:
             self.stdout.closed = True
-            self.stdout.problem = "closed by its reader"
 
     def deadline(self) -> float | None:
         """When an unfinished line becomes due."""

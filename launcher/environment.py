@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment of a rank, made from what its agent inherited, the job's own additions and its place.
 
-Pure functions over bytes. Invariant: what the user set for OMP_NUM_THREADS and PYTHONUNBUFFERED stays; the
-rest of the names is about this gang and always replaced, so that a pmrun inside a pmrun is right too.
+Pure functions over bytes. Invariant: what the user set for OMP_NUM_THREADS and PYTHONUNBUFFERED stays, and
+what the job itself sets for MASTER_ADDR and MASTER_PORT; the rest of the names is about this gang and always
+replaced, so that a pmrun inside a pmrun is right too.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
         env.TORCH_LOCAL_WORLD_SIZE: start.local_world_size,
     }
     result.update((name.encode(), str(value).encode()) for name, value in shared.items())
+    meeting = (env.TORCH_MASTER_ADDR.encode(), env.TORCH_MASTER_PORT.encode())
+    result.update((name, value) for name, value in start.env if name in meeting)
     return result
 
 

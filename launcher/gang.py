@@ -28,6 +28,8 @@ TERM_S: Final = 0.1  # from SIGTERM to SIGKILL when a rank failed or the grace i
 _SIGHUP: Final = 1
 _SIGINT: Final = 2
 _SIGTERM: Final = 15
+_SIGCONT: Final = 18
+_SIGSTOP: Final = 19
 
 
 class Kind(enum.Enum):
@@ -121,6 +123,7 @@ class Gang:
         self._exits: dict[int, wire.RankExited] = {}
         self._survivors: list[tuple[str, int]] = []
         self._finished = False
+        self._signals = 0
         self.cause: Cause | None = None
 
     # ---- events ---------------------------------------------------------------------------------------
@@ -154,7 +157,16 @@ class Gang:
         return self._node_over(node, [*actions, Sweep(node)])
 
     def on_signal(self, number: int) -> list[Action]:
-        """pmrun got SIGINT, SIGTERM or SIGHUP: the ranks get it too, then `grace_s`; the second one kills."""
+        """pmrun got SIGINT, SIGTERM or SIGHUP.
+
+        The first: the ranks get it too and have `grace_s`. The second kills them. The third gives up on
+        agents that do not answer.
+        """
+        if self._finished:
+            return []
+        self._signals += 1
+        if self._signals > 2:
+            return [action for node in self._open() for action in self.on_link_lost(node, "no answer")]
         if self.cause is not None or self._start_by is not None:
             return self._end(self._signal_cause(number), 0.0, 0.0)
         passed: list[Action] = [SendTo(node, wire.Signal(number)) for node in self._open()]
@@ -163,20 +175,26 @@ class Gang:
         line = f"{signal_name(number)}: the ranks have {self._grace_s:g} s to end ({again}: at once)"
         return [Say(line), *passed, *actions]
 
-    def on_output_closed(self, why: str) -> list[Action]:
+    def on_suspend(self, stop: bool) -> list[Action]:
+        """pmrun is being stopped by Ctrl-Z, or goes on: so do the ranks, which the terminal does not reach."""
+        number = _SIGSTOP if stop else _SIGCONT
+        return [SendTo(node, wire.Signal(number)) for node in self._open()]
+
+    def on_output_closed(self, why: str, code: int) -> list[Action]:
         """pmrun's standard output cannot be written any more."""
-        text = f"standard output: {why}"
-        return self._end(Cause(Kind.OUTPUT, text, ExitCode.OUTPUT_CLOSED), 0.0, TERM_S)
+        if self._finished:
+            return []
+        return self._end(Cause(Kind.OUTPUT, f"cannot write the standard output: {why}", code), 0.0, TERM_S)
 
     def deadline(self) -> float | None:
         """When `on_tick` has something to do."""
-        if self.cause is not None:
+        if self.cause is not None or self._finished:
             return None
         return min((at for at in (self._start_by, self._end_by) if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Action]:
         """Time has passed."""
-        if self.cause is not None:
+        if self.cause is not None or self._finished:
             return []
         if self._end_by is not None and now >= self._end_by:
             text = f"--timeout of {self._timeout_s:g} s ran out"

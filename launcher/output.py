@@ -4,9 +4,11 @@
 A `Weaver` stands before one destination (a terminal, a pipe). Each rank's stream is queued raw, and a block
 is composed only when the destination has room, so what is held is bounded by the credit that the agents
 have. Bytes are never decoded. Invariant: lines of different streams never mix. An unfinished line (a prompt)
-is shown after `PROMPT_S`; if another stream then has something to say, the line is broken first and its rest
-gets a tag of its own. A line longer than a stream's queue goes out in pieces, and nobody cuts in while the
-pieces keep coming, up to `WHOLE_LINE_BYTES`.
+is shown after `PROMPT_S` of silence, or after `BUSY_PROMPT_S` while others talk: a rank that only lost the CPU
+between a line and its newline is not taken for one that asks. If another stream then has something to say,
+the line is broken first; its rest gets a tag of its own, or is dropped if it is the newline that came late. A
+line longer than a stream's queue goes out in pieces, and nobody cuts in while the pieces keep coming, up to
+`WHOLE_LINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import collections
 from typing import Final
 
 PROMPT_S: Final = 0.08
+BUSY_PROMPT_S: Final = 0.5
 BLOCK_BYTES: Final = 64 << 10
 WHOLE_LINE_BYTES: Final = 1 << 20
 
@@ -43,7 +46,7 @@ class Tagger:
 class _Stream:
     """What one rank wrote to one descriptor and is not shown yet."""
 
-    __slots__ = ("data", "ended", "held_until", "line_bytes", "newline", "since")
+    __slots__ = ("broken", "data", "ended", "held_until", "line_bytes", "newline", "since")
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -52,6 +55,7 @@ class _Stream:
         self.line_bytes = 0  # shown already of the line that goes on in data
         self.held_until = 0.0  # until then the next piece of a long line is waited for
         self.ended = False
+        self.broken = False  # its unfinished line got a newline that was not its own
 
 
 class Weaver:
@@ -63,6 +67,7 @@ class Weaver:
         self._streams: dict[Key, _Stream] = {}
         self._turn: collections.deque[Key] = collections.deque()  # streams with data, next first
         self._open: Key | None = None  # whose unfinished line stands at the end of what was shown
+        self._shown_at = 0.0  # when a block was composed last
 
     def feed(self, key: Key, data: bytes, now: float) -> None:
         """Take bytes of one stream; empty: its end."""
@@ -98,17 +103,20 @@ class Weaver:
             if key == self._open:
                 return self._continue(key, stream, now, clock)
             size = self._due(stream, now)
+            if size and stream.broken:
+                stream.broken = False
+                if stream.data.startswith(b"\n"):
+                    return self._drop_newline(key, stream)
             if size:
-                broken = b"\n" if self._open is not None else b""
-                self._open = None
+                prefix = self.end_line() + self._tagger.prefix(key[0], clock)
                 stream.line_bytes = 0
-                return self._compose(key, stream, size, broken + self._tagger.prefix(key[0], clock), now, clock)
+                return self._compose(key, stream, size, prefix, now, clock)
             self._turn.rotate(-1)
         return None
 
     def deadline(self) -> float | None:
-        """When an unfinished line becomes due. Only meaningful after `take` returned None."""
-        times = [self._streams[key].since + PROMPT_S for key in self._turn]
+        """When `take` will have something, if nothing is fed before; meaningful after it returned None."""
+        times = [self._due_at(self._streams[key]) for key in self._turn]
         if self._open is not None and times:
             times = [max(at, self._streams[self._open].held_until) for at in times]
         return min(times, default=None)
@@ -119,17 +127,21 @@ class Weaver:
 
     def end_line(self) -> bytes:
         """What to write before a line that is not a rank's."""
-        broken = b"\n" if self._open is not None else b""
+        if self._open is None:
+            return b""
+        self._streams[self._open].broken = True
         self._open = None
-        return broken
+        return b"\n"
 
     def _due(self, stream: _Stream, now: float) -> int:
         """How many bytes may be shown: whole lines, or an unfinished one that is long, late or final."""
         if stream.newline >= 0:
             return stream.newline + 1
-        if stream.ended or now >= stream.since + PROMPT_S or len(stream.data) >= self._piece_bytes:
-            return len(stream.data)
-        return 0
+        return len(stream.data) if now >= self._due_at(stream) else 0
+
+    def _due_at(self, stream: _Stream) -> float:
+        whole = stream.newline >= 0 or stream.ended or len(stream.data) >= self._piece_bytes
+        return 0.0 if whole else min(max(stream.since, self._shown_at) + PROMPT_S, stream.since + BUSY_PROMPT_S)
 
     def _continue(self, key: Key, stream: _Stream, now: float, clock: str) -> tuple[bytes, Key, int]:
         """More of the line that stands unfinished at the end of what was shown."""
@@ -149,6 +161,7 @@ class Weaver:
         block = bytes(stream.data[:size])
         del stream.data[:size]
         stream.newline -= min(size, stream.newline + 1)
+        stream.since = self._shown_at = now  # credit goes back with this block: the rest may be on its way
         if block.endswith(b"\n"):
             tag = self._tagger.prefix(key[0], clock)
             shown = prefix + (block[:-1].replace(b"\n", b"\n" + tag) if tag else block[:-1]) + b"\n"
@@ -163,6 +176,12 @@ class Weaver:
                 stream.held_until = 0.0
         self._next_turn(key, stream)
         return shown, key, size
+
+    def _drop_newline(self, key: Key, stream: _Stream) -> tuple[bytes, Key, int]:
+        del stream.data[:1]
+        stream.newline -= 1
+        self._next_turn(key, stream)
+        return b"", key, 1
 
     def _next_turn(self, key: Key, stream: _Stream) -> None:
         """Others first, and a stream without data has no turn."""

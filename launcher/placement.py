@@ -7,15 +7,15 @@ order, so a rank's node follows from its number alone.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
+
+import msgspec
 
 from pmrun.launcher.job import BindTo, Job
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """One machine of the job and the ranks it runs."""
 
     name: str

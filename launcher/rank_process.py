@@ -10,7 +10,6 @@ check for an agent that was gone already), leads a session of its own, and has d
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import enum
 import errno
 import os
@@ -18,6 +17,8 @@ import resource
 import signal
 import struct
 from typing import Final
+
+import msgspec
 
 from pmrun.errors import ExitCode
 
@@ -37,8 +38,7 @@ class Step(enum.IntEnum):
     EXEC = 4
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StartProblem:
+class StartProblem(msgspec.Struct, frozen=True):
     """Why a rank could not be started."""
 
     rank: int
@@ -46,8 +46,7 @@ class StartProblem:
     number: int  # errno
 
 
-@dataclasses.dataclass(slots=True)
-class Program:
+class Program(msgspec.Struct):
     """What every rank of a node runs."""
 
     argv: list[bytes]
@@ -57,8 +56,7 @@ class Program:
     open_files: tuple[int, int] | None  # RLIMIT_NOFILE to give back, None: as it is
 
 
-@dataclasses.dataclass(slots=True)
-class RankProcess:
+class RankProcess(msgspec.Struct):
     """A started rank: its process and the agent's ends of its pipes (non-blocking; -1: none)."""
 
     rank: int

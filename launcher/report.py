@@ -11,6 +11,7 @@ import re
 from typing import Final
 
 from pmrun import wire
+from pmrun.errors import ExitCode
 from pmrun.launcher.describe import ended, rank_list
 from pmrun.launcher.gang import Kind, Outcome
 
@@ -29,7 +30,7 @@ def compose(outcome: Outcome) -> str:
     """The report, with a newline at its end, or "" when there is nothing to say."""
     cause = outcome.cause
     lines: list[str] = []
-    if cause is not None and cause.kind is not Kind.OUTPUT:
+    if cause is not None and cause.code != ExitCode.OUTPUT_CLOSED:  # other tools end silently then, too
         if cause.kind is Kind.RANK:
             lines += _failed_rank(outcome, cause.rank, cause.witness, cause.text)
         elif cause.kind is Kind.MISMATCH:
@@ -38,7 +39,10 @@ def compose(outcome: Outcome) -> str:
         else:
             lines.append(cause.text)
         if cause.kind in (Kind.RANK, Kind.MISMATCH):
-            lines += _others(outcome, {cause.rank, cause.witness})
+            culprit = outcome.exits.get(cause.rank)
+            own = cause.kind is Kind.RANK and culprit is not None and culprit.status != 0
+            shown = cause.rank if own else cause.witness
+            lines += _others(outcome, shown)
     for node, pid in outcome.survivors:
         lines.append(f"process {pid} on {node} hangs in the kernel and did not end; look at it with ps")
     return "".join(f"pmrun: {line}\n" if not line.startswith("  ") else f"{line}\n" for line in lines)
@@ -92,10 +96,11 @@ def _evidence(exited: wire.RankExited) -> list[str]:
     return lines
 
 
-def _others(outcome: Outcome, named: set[int]) -> list[str]:
-    """Followers, folded."""
-    followers = [r for r, e in outcome.exits.items() if r not in named and e.status and not e.sent_signal]
-    stopped = [r for r, e in outcome.exits.items() if r not in named and e.status and e.sent_signal]
+def _others(outcome: Outcome, shown: int) -> list[str]:
+    """All that failed but the one that was shown, folded."""
+    others = {rank: item for rank, item in outcome.exits.items() if rank != shown and item.status}
+    followers = [rank for rank, item in others.items() if not item.sent_signal]
+    stopped = [rank for rank, item in others.items() if item.sent_signal]
     parts = []
     if followers:
         parts.append(f"{rank_list(followers)} failed because of it")

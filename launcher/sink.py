@@ -32,9 +32,9 @@ class Sink:
     Attributes
     ----------
     closed : bool
-        Nobody reads it any more (or it cannot be written): what is written is dropped.
+        Nobody reads it any more, or it cannot be written: what is written is dropped.
     problem : str
-        Why it is closed.
+        Why it cannot be written; "" when only its reader is gone.
     """
 
     def __init__(self, fd: int) -> None:
@@ -89,7 +89,7 @@ class Sink:
             return 0
         except OSError as error:
             self.closed = True
-            self.problem = error.strerror or str(error)
+            self.problem = "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
             return len(data)
 
     def close(self) -> None:

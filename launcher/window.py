@@ -10,11 +10,12 @@ load the word with acquire.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 import struct
 from typing import Final
+
+import msgspec
 
 MAGIC: Final = 0x31304E4957524D50
 VERSION: Final = 1
@@ -58,8 +59,7 @@ _HUGE_PAGE: Final = 2 << 20
 _ADDRESS_SPACE: Final = 1 << 45  # for all heaps together: a quarter of what x86-64 gives a process
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AbortRecord:
+class AbortRecord(msgspec.Struct, frozen=True):
     """What ended the gang, as the first to notice wrote it."""
 
     state: int
@@ -68,8 +68,7 @@ class AbortRecord:
     text: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LastCall:
+class LastCall(msgspec.Struct, frozen=True):
     """The newest entry of a rank's flight recorder."""
 
     kind: str

@@ -9,14 +9,16 @@ job is left; children that this process had before are never touched.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import Final
 
+from pmrun import env
 from pmrun.errors import ExitCode, UsageError
 from pmrun.launcher import process_tree, rank_process
 from pmrun.launcher.agent_loop import run_agent
 from pmrun.launcher.cgroup import ControlGroups, usable_cpus
-from pmrun.launcher.controller import Controller, make_starts
+from pmrun.launcher.controller import SIGNALS, Controller, make_starts
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
@@ -34,6 +36,7 @@ class LocalAgent:
     def __init__(self) -> None:
         ours, theirs = socket_pair()
         self._spare = process_tree.children() if process_tree.any_child() else frozenset()
+        self._closed = False
         self.pid = os.fork()
         if self.pid == 0:
             ours.close()
@@ -46,7 +49,10 @@ class LocalAgent:
         process_tree.sweep(self._spare, _SWEEP_S)
 
     def close(self) -> None:
-        """Let the agent leave."""
+        """Let the agent leave, or, if it was not told to, end its ranks and itself."""
+        if self._closed:
+            return
+        self._closed = True
         self.link.close()
         if not process_tree.wait_end(self.pid, _SWEEP_S):
             process_tree.sweep(self._spare, _SWEEP_S)
@@ -62,9 +68,10 @@ class Backend:
     def dry_run(self, job: Job) -> dict[str, object]:
         """What would be started, by rank."""
         node = place_local(job, _node_name())
-        start = make_starts(job, [node], "(made at the start)", 0, 0)[0]
+        start = make_starts(job, [node], "", 0, 0)[0]
         inherited = dict(os.environb)
         base = base_environment(inherited, start, usable_cpus(ControlGroups()))
+        later = {env.JOB_ID: "(a new name)", env.TORCH_MASTER_PORT: "(a free port)", env.WINDOW_FD: "(a descriptor)"}
         ranks: list[dict[str, object]] = []
         for rank in node.ranks:
             own = {**base, **rank_environment(start, rank, -1)}
@@ -78,7 +85,7 @@ class Backend:
                     "cpus": list(node.cpus[rank]) if node.cpus else None,
                     "bound": bool(start.cpus),
                     "stdin": rank in start.stdin_ranks,
-                    "env": dict(sorted(added.items())),
+                    "env": dict(sorted({**added, **later}.items())),
                 }
             )
         return {"backend": "local", "world_size": job.world_size, "nodes": [node.name], "ranks": ranks}
@@ -95,7 +102,12 @@ class Backend:
         job_id = f"{node.name}-{os.getpid()}-{os.urandom(4).hex()}"
         starts = make_starts(job, [node], job_id, 0, free_port())
         rank_process.become_subreaper()
-        return Controller(job, starts, [LocalAgent()], events).run()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
+        try:
+            controller = Controller(job, starts, [LocalAgent()], events)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return controller.run()
 
 
 def free_port() -> int:

@@ -26,7 +26,7 @@ ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests
 KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (tests)
 COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
 
-# ---- what other programs expect; set only where the user did not -------------------------------------------
+# ---- what other programs expect: torch's names always, the last two only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"
 TORCH_MASTER_PORT = "MASTER_PORT"
 TORCH_RANK = "RANK"

@@ -19,6 +19,7 @@ class ExitCode(enum.IntEnum):
     OK = 0
     INTERNAL = 70  # a defect of pmrun itself
     USAGE = 2  # the command line, the configuration or the script named is wrong; nothing was started
+    OUTPUT_FAILED = 74  # the standard output cannot be written: its disk is full
     START_FAILED = 75  # the gang could not be started whole within --start-timeout
     AGENT_LOST = 76  # the agent died, or was killed; its ranks were stopped
     TIMEOUT = 124  # --timeout ran out

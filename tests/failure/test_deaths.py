@@ -138,8 +138,7 @@ def test_agent_terminated(launch):
     job = launch([PYTHON, "-c", DAEMON + READY], 2)
     job.read_until(2)
     os.kill(job.agent(), signal.SIGTERM)
-    rc, _, err = job.finish()
-    assert rc == 76
+    assert job.finish()[0] == 76
     job.assert_nothing_left(0)
 
 

@@ -126,3 +126,41 @@ def _wait_gone(pid):
 
     assert select.select([fd], [], [], 5)[0]
     os.close(fd)
+
+
+def test_ignored_hangup_stays_ignored(launch):
+    job = launch([PYTHON, "-c", STUBBORN], 2, grace_s=0.1, preexec=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    job.read_until(2)
+    job.signal(signal.SIGHUP)
+    job.signal(signal.SIGTERM)
+    rc, out, _ = job.finish()
+    assert rc == 143
+    assert b"got 1\n" not in out
+
+
+def test_stop_and_continue(launch, launched):
+    body = HEAD + "print('ready', flush=True)\nwhile True: time.perf_counter()"
+    job = launch([PYTHON, "-c", body], 2)
+    job.read_until(2)
+    job.signal(signal.SIGTSTP)
+    launched.until_idle(job.everything(), "pmrun and its ranks are stopped")
+    ranks = job.ranks()
+    assert all(launched.state(pid) == "T" for pid in [job.pid, *ranks.values()])
+    job.signal(signal.SIGCONT)
+    launched.until(lambda: all(launched.state(pid) == "R" for pid in ranks.values()), "the ranks go on")
+    os.kill(ranks[1], signal.SIGKILL)
+    rc, _, err = job.finish()
+    assert rc == 137
+    assert b"rank 1 failed first: killed by SIGKILL" in err
+
+
+def test_third_signal_gives_up_on_an_agent_that_hangs(launch, launched):
+    job = launch([PYTHON, "-c", STUBBORN], 2, grace_s=60)
+    job.read_until(2)
+    os.kill(job.agent(), signal.SIGSTOP)
+    for _ in range(3):
+        job.signal(signal.SIGINT)
+        launched.until_idle([job.pid], "pmrun has taken the signal")
+    rc, _, _ = job.finish()
+    assert rc == 130
+    job.assert_nothing_left(0)

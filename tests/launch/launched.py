@@ -68,6 +68,14 @@ def memory_bytes(pid: int, field: str = "VmRSS") -> int:
     return int(match[1]) << 10 if match is not None else 0
 
 
+def state(pid: int) -> str:
+    """State letter of a process, "" when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1].decode()
+    except OSError:
+        return ""
+
+
 def until_idle(pids: list[int], what: str) -> None:
     """Wait until none of the processes has used the CPU in twenty looks."""
     last, looks = None, 0
@@ -131,13 +139,12 @@ class Launched:
 
     def agent(self) -> int:
         """Process id of the agent: pmrun's only child."""
-        children = [
-            int(name)
-            for name in os.listdir("/proc")
-            if name.isdigit() and _parent(name) == self.pid
-        ]  # fmt: skip
-        assert len(children) == 1, children
-        return children[0]
+        (child,) = self.children()
+        return child
+
+    def children(self) -> list[int]:
+        """Process ids of pmrun's children."""
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == self.pid]
 
     def read_until(self, count: int, line: bytes = b"ready", timeout_s: float = DEADLINE_S) -> bytes:
         """Read pmrun's output until `line` was seen in it `count` times; returns all output so far."""

@@ -98,7 +98,8 @@ def test_timestamp_and_only_ranks(launch):
 
 def test_files_per_rank(launch, tmp_path):
     folder = tmp_path / "a" / "b"
-    job = launch(["sh", "-c", "echo out $PMRUN_RANK; echo err >&2; printf no-newline"], 3, output={"directory": str(folder)})
+    script = "echo out $PMRUN_RANK; echo err >&2; printf no-newline"
+    job = launch(["sh", "-c", script], 3, output={"directory": str(folder)})
     rc, out, _ = job.finish()
     assert rc == 0
     assert out.count(b"out") == 3
@@ -201,3 +202,13 @@ def test_terminal(launch):
     assert job.process.wait(30) == 0
     assert b"prompt\r\n" in seen or seen.endswith(b"prompt")
     assert b"\x1b[31m[0] \x1b[0m" in seen, "coloured on a terminal"
+
+
+def test_full_disk_under_the_standard_output(launch):
+    fd = os.open("/dev/full", os.O_WRONLY)
+    job = launch(["yes"], 2, stdout=fd)
+    os.close(fd)
+    rc, _, err = job.finish()
+    assert rc == 74
+    assert err == b"pmrun: cannot write the standard output: No space left on device\n"
+    job.assert_nothing_left(0)

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gang's machine: scripted, and in a simulated world with the agents' machines under random schedules."""
+
+import heapq
+import random
+
+import pytest
+
+from pmrun import wire
+from pmrun.launcher import agent, gang, window
+
+
+def starts(nodes=1, ranks=4):
+    return [
+        wire.Start(
+            job_id="j", attempt=0, node_rank=node, node_name=f"n{node}", peers=("127.0.0.1",) * nodes, main_port=1,
+            first_rank=node * ranks, local_world_size=ranks, world_size=nodes * ranks, command=(b"p",), cwd=None,
+            env=(), cpus=(), stdin_ranks=(), credit_bytes=1,
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+
+
+def exited(rank, status, sent_signal=0, abort=(0, -1, "")):
+    return wire.RankExited(rank, 100 + rank, status, sent_signal, False, *abort, b"", b"", "")
+
+
+def started(nodes=1, ranks=4, timeout_s=None):
+    machine = gang.Gang(starts(nodes, ranks), 5.0, timeout_s, 60.0, 0.0)
+    for node in range(nodes):
+        machine.on_message(node, wire.Hello(wire.VERSION, node, 1), 0.0)
+    for node in range(nodes):
+        machine.on_message(node, wire.Started(tuple(range(ranks))), 0.0)
+    return machine
+
+
+def sent(actions, kind):
+    return [(action.node, action.message) for action in actions if isinstance(action, gang.SendTo)
+            and isinstance(action.message, kind)]  # fmt: skip
+
+
+def finish(machine, nodes=1):
+    actions = []
+    for node in range(nodes):
+        actions = machine.on_message(node, wire.NodeDone(()), 9.0)
+    assert isinstance(actions[-1], gang.Finish)
+    return actions[-1].outcome
+
+
+def test_start_waits_for_all_agents():
+    machine = gang.Gang(starts(2), 5.0, None, 60.0, 0.0)
+    assert not sent(machine.on_message(0, wire.Hello(wire.VERSION, 0, 1), 0.0), wire.Start)
+    assert len(sent(machine.on_message(1, wire.Hello(wire.VERSION, 1, 1), 0.0), wire.Start)) == 2
+
+
+def test_clean_end():
+    machine = started()
+    for rank in range(4):
+        assert not sent(machine.on_message(0, exited(rank, 0), 1.0), wire.Stop)
+    outcome = finish(machine)
+    assert (outcome.code, outcome.cause) == (0, None)
+
+
+def test_first_bad_exit_stops_all_nodes():
+    machine = started(nodes=3)
+    stops = sent(machine.on_message(1, exited(6, 3), 1.0), wire.Stop)
+    assert [node for node, _ in stops] == [0, 1, 2]
+    stop = stops[0][1]
+    assert (stop.state, stop.rank, stop.node, stop.text) == (window.ABORT_RANK_FAILED, 6, "n1", "exit code 3")
+    assert stop.settle_s + stop.term_s <= 0.3
+    assert not sent(machine.on_message(0, exited(0, 4), 1.1), wire.Stop), "the second changes nothing"
+    outcome = finish(machine, 3)
+    assert (outcome.code, outcome.cause.rank, outcome.node_of(6)) == (3, 6, "n1")
+
+
+@pytest.mark.parametrize(("status", "code"), [(-9, 137), (-11, 139), (1, 1), (255, 255)])
+def test_exit_code(status, code):
+    machine = started()
+    machine.on_message(0, exited(2, status), 1.0)
+    assert finish(machine).code == code
+
+
+def test_rank_that_left_early_is_named_and_the_witness_gives_the_code():
+    machine = started()
+    machine.on_message(0, exited(2, 0), 1.0)
+    machine.on_message(0, exited(0, 7, abort=(window.ABORT_RANK_FAILED, 2, "rank 2 left")), 1.1)
+    outcome = finish(machine)
+    assert (outcome.code, outcome.cause.rank, outcome.cause.witness) == (7, 2, 0)
+
+
+@pytest.mark.parametrize(("culprit", "code"), [(exited(3, 5), 5), (exited(3, -15, sent_signal=15), 1)])
+def test_culprit_that_unwinds_slowly(culprit, code):
+    """It told its peers, they failed first; its own code counts if it came to it by itself."""
+    machine = started()
+    machine.on_message(0, exited(0, 1, abort=(window.ABORT_RANK_FAILED, 3, "ValueError")), 1.0)
+    machine.on_message(0, culprit, 1.1)
+    outcome = finish(machine)
+    assert (outcome.code, outcome.cause.rank) == (code, 3)
+
+
+def test_mismatch_is_its_own_kind():
+    machine = started()
+    machine.on_message(0, exited(1, 1, abort=(window.ABORT_MISMATCH, -1, "calls differ: a, b")), 1.0)
+    outcome = finish(machine)
+    assert (outcome.cause.kind, outcome.cause.text, outcome.code) == (gang.Kind.MISMATCH, "calls differ: a, b", 1)
+
+
+def test_interrupt_then_again():
+    machine = started()
+    actions = machine.on_signal(2)
+    assert sent(actions, wire.Signal) == [(0, wire.Signal(2))]
+    stop = sent(actions, wire.Stop)[0][1]
+    assert (stop.settle_s, stop.tell) == (5.0, False)
+    machine.on_message(0, exited(0, -2, sent_signal=2), 1.0)
+    again = sent(machine.on_signal(2), wire.Stop)[0][1]
+    assert (again.settle_s, again.term_s) == (0.0, 0.0)
+    assert finish(machine).code == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (1, 129)])
+def test_other_signals(number, code):
+    machine = started()
+    assert sent(machine.on_signal(number), wire.Signal) == [(0, wire.Signal(number))]
+    assert finish(machine).code == code
+
+
+def test_timeout():
+    machine = started(timeout_s=10.0)
+    assert machine.deadline() == 10.0
+    assert machine.on_tick(9.9) == []
+    assert sent(machine.on_tick(10.0), wire.Signal) == [(0, wire.Signal(15))]
+    assert machine.deadline() is None
+    assert finish(machine).code == 124
+
+
+def test_start_timeout_names_who_is_late():
+    machine = gang.Gang(starts(2), 5.0, None, 60.0, 0.0)
+    for node in range(2):
+        machine.on_message(node, wire.Hello(wire.VERSION, node, 1), 0.0)
+    machine.on_message(0, wire.Started((1, 2, 3, 4)), 1.0)
+    assert len(sent(machine.on_tick(60.0), wire.Stop)) == 2
+    outcome = finish(machine, 2)
+    assert outcome.code == 75 and outcome.cause.text.endswith("waited for n1")
+
+
+def test_failed_start():
+    machine = gang.Gang(starts(2), 5.0, None, 60.0, 0.0)
+    for node in range(2):
+        machine.on_message(node, wire.Hello(wire.VERSION, node, 1), 0.0)
+    assert len(sent(machine.on_message(1, wire.StartFailed(5, "not found", 127), 0.1), wire.Stop)) == 2
+    assert finish(machine, 2).code == 127
+
+
+def test_lost_agent():
+    machine = started(nodes=2)
+    actions = machine.on_link_lost(0, "closed")
+    assert gang.Sweep(0) in actions
+    assert [node for node, _ in sent(actions, wire.Stop)] == [1]
+    actions = machine.on_message(1, wire.NodeDone(()), 1.0)
+    assert actions[-1].outcome.code == 76
+
+
+def test_other_protocol_version():
+    machine = gang.Gang(starts(1), 5.0, None, 60.0, 0.0)
+    machine.on_message(0, wire.Hello(wire.VERSION + 1, 0, 1), 0.0)
+    outcome = finish(machine)
+    assert outcome.code == 75 and "install one version" in outcome.cause.text
+
+
+class World:
+    """Nodes with the real agents' machines, links that delay, ranks that obey, ignore or die on their own."""
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.nodes, self.ranks = self.chance.randint(1, 4), self.chance.randint(1, 4)
+        self.orders = starts(self.nodes, self.ranks)
+        timeout_s = self.chance.choice([None, None, 3.0])
+        self.gang = gang.Gang(self.orders, 1.0, timeout_s, 60.0, 0.0)
+        self.agents = [agent.Agent(node, node) for node in range(self.nodes)]
+        self.alive = [{} for _ in range(self.nodes)]  # rank -> last signal
+        self.gone = [False] * self.nodes
+        self.abort = [None] * self.nodes
+        self.outcomes, self.queue, self.serial, self.now = [], [], 0, 0.0
+        self.arrival = {}
+
+    def at(self, delay, call, *arguments):
+        self.serial += 1
+        heapq.heappush(self.queue, (self.now + delay, self.serial, call, arguments))
+
+    def carry(self, route, call, *arguments):
+        """A message: late, but in order on its link."""
+        arrival = max(self.arrival.get(route, 0.0), self.now + self.chance.random() * 0.02)
+        self.arrival[route] = arrival + 1e-9
+        self.at(arrival - self.now, call, *arguments)
+
+    def run(self):
+        for node in range(self.nodes):
+            self.by_agent(node, self.agents[node].on_connected())
+        for _ in range(self.chance.choice([0, 1, 1, 2])):
+            self.at(self.chance.random() * 4, self.strike)
+        while self.queue:
+            deadlines = [(m.deadline(), m) for m in [self.gang, *self.agents] if m.deadline() is not None]
+            soonest = min(deadlines, key=lambda pair: pair[0], default=(float("inf"), None))
+            if soonest[0] < self.queue[0][0]:
+                self.now = max(self.now, soonest[0])
+                self.tick(soonest[1])
+            else:
+                self.now, _, call, arguments = heapq.heappop(self.queue)
+                call(*arguments)
+            assert self.now < 100, "it ends"
+
+    def tick(self, machine):
+        actions = machine.on_tick(self.now)
+        if machine is self.gang:
+            self.by_gang(actions)
+        else:
+            self.by_agent(self.agents.index(machine), actions)
+
+    def strike(self):
+        kind = self.chance.choice(["rank", "rank", "exit0", "signal", "agent", "output"])
+        node = self.chance.randrange(self.nodes)
+        if kind in ("rank", "exit0") and self.alive[node]:
+            rank = self.chance.choice(sorted(self.alive[node]))
+            self.die(node, rank, 0 if kind == "exit0" else self.chance.choice([1, 3, -9, -11]))
+        elif kind == "signal":
+            self.by_gang(self.gang.on_signal(self.chance.choice([1, 2, 15])))
+        elif kind == "output":
+            self.by_gang(self.gang.on_output_closed("closed", 141))
+        elif kind == "agent" and not self.gone[node]:
+            self.gone[node] = True
+            self.agents[node] = agent.Agent(node, node)  # never heard of again
+            self.alive[node].clear()
+            self.carry(("up", node), self.lose, node)
+
+    def lose(self, node):
+        self.by_gang(self.gang.on_link_lost(node, "closed"))
+
+    def die(self, node, rank, status):
+        if self.gone[node] or rank not in self.alive[node]:
+            return
+        sent_signal = self.alive[node].pop(rank)
+        abort = self.abort[node] or (0, -1, "")
+        self.by_agent(node, self.agents[node].on_rank_exited(exited(rank, status, sent_signal, abort), self.now))
+        if not self.alive[node]:
+            self.by_agent(node, self.agents[node].on_no_process(self.now))
+
+    def to_agent(self, node, message):
+        if not self.gone[node]:
+            self.by_agent(node, self.agents[node].on_message(message, self.now))
+
+    def to_gang(self, node, message):
+        self.by_gang(self.gang.on_message(node, message, self.now))
+
+    def by_gang(self, actions):
+        for action in actions:
+            assert not self.outcomes, "nothing after Finish"
+            if isinstance(action, gang.SendTo):
+                self.carry(("down", action.node), self.to_agent, action.node, action.message)
+            elif isinstance(action, gang.Finish):
+                self.outcomes.append(action.outcome)
+
+    def by_agent(self, node, actions):
+        for action in actions:
+            if isinstance(action, agent.Send):
+                self.carry(("up", node), self.to_gang, node, action.message)
+            elif isinstance(action, agent.Launch):
+                self.launch(node, action.start)
+            elif isinstance(action, agent.Tell):
+                self.abort[node] = self.abort[node] or (action.state, action.rank, action.text)
+            elif isinstance(action, agent.SignalRanks):
+                for rank in list(self.alive[node]):
+                    self.alive[node][rank] = action.number
+                    if self.chance.random() < 0.7:
+                        self.at(self.chance.random() * 0.3, self.die, node, rank, -action.number)
+            elif isinstance(action, agent.KillAll):
+                for rank in list(self.alive[node]):
+                    self.alive[node][rank] = 9
+                    self.at(self.chance.random() * 0.005, self.die, node, rank, -9)
+                if not self.alive[node]:
+                    self.at(0, self.no_process, node)
+            elif isinstance(action, agent.DrainOutput):
+                self.at(self.chance.random() * 0.1, self.drained, node)
+
+    def no_process(self, node):
+        if not self.gone[node]:
+            self.by_agent(node, self.agents[node].on_no_process(self.now))
+
+    def drained(self, node):
+        if not self.gone[node]:
+            self.by_agent(node, self.agents[node].on_drained(()))
+
+    def launch(self, node, start):
+        ranks = range(start.first_rank, start.first_rank + start.local_world_size)
+        self.alive[node] = dict.fromkeys(ranks, 0)
+        if self.chance.random() < 0.05:
+            self.at(0.01, self.fail_start, node)
+            return
+        self.at(self.chance.random() * 0.02, self.started, node, tuple(ranks))
+        for rank in ranks:
+            self.at(self.chance.random() * 8, self.die, node, rank, 0)
+
+    def started(self, node, pids):
+        if not self.gone[node]:
+            self.by_agent(node, self.agents[node].on_started(pids, self.now))
+
+    def fail_start(self, node):
+        if not self.gone[node]:
+            self.by_agent(node, self.agents[node].on_start_failed(-1, "no", 127, self.now))
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_random_worlds(block):
+    for seed in range(block * 150, block * 150 + 150):
+        print("seed", seed)
+        world = World(seed)
+        world.run()
+        assert len(world.outcomes) == 1, "the gang finished once"
+        outcome = world.outcomes[0]
+        for node, machine in enumerate(world.agents):
+            assert not world.alive[node], "no rank is left"
+            assert world.gone[node] or machine.phase is agent.Phase.GONE
+        clean = [found.status for found in outcome.exits.values()] == [0] * (world.nodes * world.ranks)
+        assert (outcome.cause is None) == (outcome.code == 0)
+        if outcome.cause is None:
+            assert clean
+        elif outcome.cause.kind is gang.Kind.RANK:
+            culprit = outcome.exits[outcome.cause.rank]
+            assert culprit.status and not culprit.sent_signal, "a rank that pmrun stopped is nobody's cause"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user reads at the end."""
+
+import traceback
+
+import pytest
+
+from pmrun import wire
+from pmrun.launcher import report
+from pmrun.launcher.describe import ended, exit_code, rank_list
+from pmrun.launcher.gang import Cause, Kind, Outcome
+
+
+def exited(rank, status, err=b"", out=b"", sent_signal=0, oom=False, last_call=""):
+    return wire.RankExited(rank, 100 + rank, status, sent_signal, oom, 0, -1, "", out, err, last_call)
+
+
+def outcome(cause, *exits, survivors=()):
+    names = ("alpha", "beta")
+    return Outcome(1, cause, {item.rank: item for item in exits}, names, (0, 2), survivors)
+
+
+def raised(call):
+    try:
+        call()
+    except Exception:  # noqa: BLE001 - its text is wanted
+        return traceback.format_exc()
+    raise AssertionError
+
+
+def test_nothing_to_say():
+    assert report.compose(outcome(None, exited(0, 0))) == ""
+    assert report.compose(outcome(Cause(Kind.OUTPUT, "closed", 141))) == ""
+
+
+def test_failed_rank():
+    cause = Cause(Kind.RANK, "exit code 1", 1, rank=2, witness=2)
+    error = b"starting\n" + raised(lambda: 1 / 0).encode()
+    text = report.compose(
+        outcome(cause, exited(2, 1, err=error, last_call="barrier #1"), exited(0, 1), exited(1, -15, sent_signal=15))
+    )
+    lines = text.splitlines()
+    assert lines[0] == "pmrun: rank 2 failed first: exit code 1 (node beta, pid 102)"
+    assert lines[1] == "  Traceback (most recent call last):"
+    assert "  ZeroDivisionError: division by zero" in lines
+    assert lines[-2] == "  last call: barrier #1"
+    assert lines[-1] == "  rank 0 failed because of it; rank 1 stopped by pmrun"
+
+
+def test_out_of_memory_is_told_apart():
+    cause = Cause(Kind.RANK, "x", 137, rank=0, witness=0)
+    text = report.compose(outcome(cause, exited(0, -9, oom=True, out=b"a\n\nb\n")))
+    assert "killed by SIGKILL (out of memory) (node alpha, pid 100)" in text
+    assert text.endswith("  last lines of rank 0:\n    a\n    b\n")
+
+
+def test_survivors_are_named():
+    text = report.compose(outcome(Cause(Kind.TIMEOUT, "--timeout of 1 s ran out", 124), survivors=(("beta", 5),)))
+    assert text == (
+        "pmrun: --timeout of 1 s ran out\n"
+        "pmrun: process 5 on beta hangs in the kernel and did not end; look at it with ps\n"
+    )
+
+
+def test_last_traceback_with_its_chain():
+    def chain():
+        try:
+            raise KeyError("inner")
+        except KeyError as error:
+            raise ValueError("outer") from error
+
+    text = raised(lambda: 1 / 0) + "noise\n" + raised(chain) + "\n"
+    lines = report.traceback_of(text)
+    assert sum(line.startswith("Traceback") for line in lines) == 2
+    assert "KeyError: 'inner'" in lines and lines[-1] == "ValueError: outer"
+    assert "ZeroDivisionError" not in "".join(lines)
+
+
+def test_long_tracebacks_are_cut_in_the_middle():
+    frames = "".join(f'  File "f.py", line {i}, in f{i}\n    call()\n' for i in range(200))
+    lines = report.traceback_of("Traceback (most recent call last):\n" + frames + "ValueError: x\n")
+    assert len(lines) == report.TRACEBACK_LINES
+    assert lines[0].startswith("Traceback") and lines[-1] == "ValueError: x"
+    assert any("lines left out" in line for line in lines)
+
+
+def test_control_characters_and_long_lines_do_no_harm():
+    cause = Cause(Kind.RANK, "x", 1, rank=0, witness=0)
+    text = report.compose(outcome(cause, exited(0, 1, err=b"\x1b[2J" + b"y" * 5000 + b"\xff\n")))
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 450
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"), [([3], "rank 3"), ([0, 1, 2, 4, 7, 6], "ranks 0-2, 4, 6-7"), (range(64), "ranks 0-63")]
+)
+def test_rank_list(ranks, text):
+    assert rank_list(ranks) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "code"),
+    [(0, "exit code 0", 0), (-15, "killed by SIGTERM", 143), (-40, "killed by signal 40", 168)],
+)
+def test_statuses(status, text, code):
+    assert (ended(status, False), exit_code(status)) == (text, code)
