@@ -1,31 +1,37 @@
-"""Build script: one extension from the C core, everything else is in pyproject.toml.
+# SPDX-License-Identifier: Apache-2.0
+"""Build script: one extension from the C core; everything else is in pyproject.toml.
 
-Cython's output goes to build/cython, so that the glob over _native never links it twice.
-PMRUN_SANITIZE=address,undefined and PMRUN_DEBUG=1 choose instrumented builds.
+One extension, because two would hold two copies of the core's state. Cython's output goes to build/cython, so that
+the glob over _native never links it twice. Three variables choose special builds: PMRUN_SANITIZE=address,undefined,
+PMRUN_DEBUG=1 (no optimisation), PMRUN_WERROR=1 (a warning is an error: for those who develop pmrun, as another
+compiler's new warning must not keep a user from installing it).
 """
 
 import os
 import platform
 import shutil
 import sys
+import sysconfig
 from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# tests/native_build.py reads this list, so that the plain C tests are built as the extension is.
 C_FLAGS = [
     "-std=c11",
     "-D_GNU_SOURCE",
     "-Wall",
     "-Wextra",
     "-Wconversion",
-    "-Werror",
     "-fvisibility=hidden",
     "-ffp-contract=off",  # a fused multiply-add would give other bits on other machines
     "-fno-math-errno",
     "-pthread",
 ]
+CYTHON_FLAGS = ["-D_GNU_SOURCE", "-pthread", "-fvisibility=hidden", "-Wno-unused-function"]
 MACHINES = ("x86_64", "aarch64")
+BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 
 
 def refuse_unsupported() -> None:
@@ -41,21 +47,25 @@ def refuse_unsupported() -> None:
             f"pmrun: no C compiler ('{compiler}' not found); install one: "
             "'apt-get install gcc libc6-dev', 'dnf install gcc', or set CC"
         )
+    headers = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(headers, "Python.h")):
+        sys.exit(
+            f"pmrun: no Python.h in {headers}; install Python's headers: "
+            "'apt-get install python3-dev' or 'dnf install python3-devel'"
+        )
 
 
 class build_native(build_ext):
     """Gives the strict warning flags to our own C files and plain ones to Cython's output."""
 
     def build_extension(self, ext: Extension) -> None:
-        refuse_unsupported()
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
-            flags = list(extra)
-            if src.startswith("_native"):
-                flags += C_FLAGS
-            else:
-                flags += ["-D_GNU_SOURCE", "-pthread", "-fvisibility=hidden", "-Wno-unused-function"]
+            own = os.path.relpath(src).startswith("_native" + os.sep)
+            flags = [*extra, *(C_FLAGS if own else CYTHON_FLAGS)]
+            if own and os.environ.get("PMRUN_WERROR"):
+                flags.append("-Werror")
             compile_one(obj, src, suffix, cc_args, flags, pp_opts)
 
         self.compiler._compile = compile_with_flags
@@ -66,14 +76,17 @@ class build_native(build_ext):
 
 
 def extensions() -> list[Extension]:
-    if not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv) and "egg_info" in sys.argv:
+    """The extension, where the command builds one: others (sdist, build_py, egg_info) need no compiler."""
+    if not BUILDING & set(sys.argv):
         return []
     refuse_unsupported()
     import numpy
     from Cython.Build import cythonize
 
-    optimise = ["-O0", "-g"] if os.environ.get("PMRUN_DEBUG") else ["-O3", "-g1"]
     sanitize = os.environ.get("PMRUN_SANITIZE", "")
+    optimise = ["-O3", "-g1"]
+    if os.environ.get("PMRUN_DEBUG") or sanitize:
+        optimise = ["-O1" if sanitize else "-O0", "-g"]
     san = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitize else []
     sources = sorted(glob("_native/**/*.c", recursive=True))
     depends = sorted(

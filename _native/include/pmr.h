@@ -192,6 +192,10 @@ pmr_status pmr_isend(pmr_comm *comm, const void *data, size_t bytes, int32_t des
                      pmr_request **out, pmr_error *error);
 pmr_status pmr_irecv(pmr_comm *comm, void *data, size_t bytes, int32_t source, int32_t tag, uint32_t site,
                      pmr_request **out, pmr_error *error);
+/* Both at once, without deadlock. */
+pmr_status pmr_sendrecv(pmr_comm *comm, const void *send_data, size_t send_bytes, int32_t dest, int32_t send_tag,
+                        void *recv_data, size_t recv_bytes, int32_t source, int32_t recv_tag, uint32_t site,
+                        int64_t timeout_ns, pmr_message_info *info_out, pmr_error *error);
 /* Waits until a message that matches could be received, and tells of it without taking it.
  * timeout_ns = 0: only looks; PMR_PENDING when there is none. */
 pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
@@ -231,8 +235,8 @@ pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error);
 
 /* Names of all algorithms of a kind, in the registry's order; NULL past the end. */
 const char *pmr_algorithm_name(pmr_kind kind, size_t index);
-/* Forces one by name for this process (all ranks must do the same); NULL or "" ends it. Also read from
- * PMRUN_ALGORITHM ("allreduce=sliced,broadcast=pull") when the context opens. PMR_ERR_ARGUMENT: unknown. */
+/* Forces one by name for this process and the communicators it makes from then on (all ranks must do the same); NULL
+ * ends it. PMR_ERR_ARGUMENT: unknown. */
 pmr_status pmr_algorithm_force(pmr_kind kind, const char *name);
 /* Forces a kernel set: "portable", "avx2", "avx512"; NULL: the best. PMR_ERR_UNSUPPORTED: not on this CPU. */
 pmr_status pmr_kernels_force(const char *name);

@@ -20,10 +20,14 @@ class ExitCode(enum.IntEnum):
     INTERNAL = 70  # a defect of pmrun itself
     USAGE = 2  # the command line, the configuration or the script named is wrong; nothing was started
     START_FAILED = 75  # the gang could not be started whole within --start-timeout
+    AGENT_LOST = 76  # the agent died, or was killed; its ranks were stopped
     TIMEOUT = 124  # --timeout ran out
     NOT_EXECUTABLE = 126
     NOT_FOUND = 127
+    HANGUP = 129  # SIGHUP
     INTERRUPTED = 130  # Ctrl-C
+    OUTPUT_CLOSED = 141  # nobody reads the standard output any more (as 128 + SIGPIPE)
+    TERMINATED = 143  # SIGTERM
 
 
 class PmrunError(Exception):

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# One command per job; CI runs the same ones. Everything happens in .venv, which the first target that needs it
+# makes; stamps in it remember what was installed and built, so a repeated call costs nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find _native -name '*.[ch]' -o -name '*.inc' -o -name '*.pyx' -o -name '*.pxi')
+# What pip and setuptools say is shown only when they fail.
+QUIETLY := quietly() { "$$@" >$(VENV)/log 2>&1 || { cat $(VENV)/log >&2; exit 1; }; }; quietly
+PIP := $(QUIETLY) $(BIN)/python -m pip --disable-pip-version-check
+
+# The first of these that is new enough; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+
+export PMRUN_WERROR := 1
+
+.PHONY: help demo dev test lint format type tidy asan tsan bench sdist-check clean
+
+help:
+	@echo "make demo         build pmrun here and train on 8 ranks with it"
+	@echo "make test         everything that must hold: lint, types, tidy, C tests, Python tests"
+	@echo "make dev          build pmrun and install what development needs, in $(VENV)"
+	@echo "make lint format  check the Python style, or set it"
+	@echo "make type         mypy --strict, and the stub against the extension"
+	@echo "make tidy         the rules of the house, as tests"
+	@echo "make asan tsan    the tests under AddressSanitizer and UBSan, and under ThreadSanitizer"
+	@echo "make bench        measure against MPI and Gloo (takes a while, wants a quiet machine)"
+	@echo "make sdist-check  build the wheel from the source distribution, install and run it"
+	@echo "make clean        remove what was built, but not $(VENV)"
+
+# ---- the virtual environment ------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "pmrun: no Python 3.10 or newer found; install one ('apt-get install python3 python3-venv python3-dev') or set PYTHON=/path/to/python3" >&2; exit 1; fi
+	@if ! command -v "$(PYTHON)" >/dev/null; then \
+		echo "pmrun: cannot find PYTHON=$(PYTHON); give the path of a Python 3.10 or newer" >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+		echo "pmrun: $(PYTHON) is older than Python 3.10; set PYTHON=/path/to/a/newer/python3" >&2; exit 1; fi
+	@if ! command -v "$${CC:-cc}" >/dev/null; then \
+		echo "pmrun: no C compiler ('$${CC:-cc}' not found); install one ('apt-get install gcc libc6-dev', 'dnf install gcc') or set CC" >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "pmrun: $(PYTHON) cannot make virtual environments; install its venv module ('apt-get install python3-venv')" >&2; exit 1; fi
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade pip 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(NATIVE)
+	@if [ ! -e $@ ] || [ pyproject.toml -nt $@ ]; then \
+		echo "building and installing pmrun"; $(PIP) install --no-build-isolation --editable .; \
+	else \
+		echo "building the extension"; $(QUIETLY) $(BIN)/python setup.py --quiet build_ext --inplace; \
+	fi
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.built pyproject.toml
+	@if [ ! $@ -nt pyproject.toml ]; then \
+		echo "installing what the demo needs"; $(PIP) install --no-build-isolation --editable '.[demo]'; fi
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built pyproject.toml
+	@if [ ! $@ -nt pyproject.toml ]; then \
+		echo "installing what development needs"; $(PIP) install --no-build-isolation --editable '.[dev,demo]'; fi
+	@touch $@
+
+dev: $(VENV)/.dev
+
+# ---- the main job -----------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo
+	$(BIN)/pmrun -n 8 examples/train_digits.py
+	@echo
+	@echo "That was: $(BIN)/pmrun -n 8 examples/train_digits.py"
+	@echo "Try next:"
+	@echo "  $(BIN)/pmrun --help"
+	@echo "  $(BIN)/pmrun -n 2 examples/train_digits.py            the same on two ranks"
+	@echo "  $(BIN)/pmrun -n 4 --dry-run examples/train_digits.py  what would be started"
+	@echo "  $(BIN)/pmrun -n 4 -- hostname                         any program"
+	@echo "  make test                                         everything that must hold"
+
+# ---- checks -----------------------------------------------------------------------------------------------
+
+test: lint types $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy cannot follow an editable install that maps folders, so it reads the tree as a wheel would have it.
+.PHONY: types
+types: $(VENV)/.dev
+	@rm -rf build/typing
+	@$(QUIETLY) $(BIN)/python setup.py --quiet build_py --build-lib build/typing
+	MYPYPATH=build/typing $(BIN)/mypy -p pmrun
+
+type: types
+	$(BIN)/python -m pytest -q tests/tidy/test_stubs.py
+
+tidy: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/tidy
+
+# ---- sanitizers -------------------------------------------------------------------------------------------
+
+build/asan/.built: $(VENV)/.dev $(NATIVE) setup.py
+	@echo "building the extension under AddressSanitizer"
+	@export PMRUN_SANITIZE=address,undefined; $(QUIETLY) $(BIN)/python setup.py --quiet \
+		build_ext --build-lib build/asan --build-temp build/asan-objects
+	@touch $@
+
+asan: build/asan/.built
+	$(BIN)/python -m pytest tests/native --sanitize=address,undefined
+	@$(QUIETLY) $(BIN)/python setup.py --quiet build_py --build-lib build/asan
+	export LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" PYTHONMALLOC=malloc PYTHONPATH=build/asan; \
+	export ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0; \
+	$(BIN)/python -c 'import pmrun._native as n; assert "build/asan" in n.__file__, n.__file__'; \
+	$(BIN)/python -m pytest tests/gang tests/unit
+
+tsan: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/native --sanitize=thread
+
+# ---- figures and packages ---------------------------------------------------------------------------------
+
+bench: $(VENV)/.built
+	@$(PIP) install --no-build-isolation --editable '.[bench]'
+	$(BIN)/python benchmarks/compare.py
+
+sdist-check: $(VENV)/.dev
+	@rm -rf dist build/sdist-check
+	@$(QUIETLY) $(BIN)/python -m build --no-isolation --outdir dist .
+	@$(BIN)/python -m venv build/sdist-check
+	@$(QUIETLY) build/sdist-check/bin/python -m pip --disable-pip-version-check install dist/*.whl
+	cd build/sdist-check && bin/pmrun -n 2 -- true && bin/python -W error -c 'import pmrun; print(pmrun.init().size)'
+	@echo "the wheel made from the source distribution works"
+
+clean:
+	rm -rf build dist src/*.egg-info src/pmrun/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -f $(VENV)/.built $(VENV)/.demo $(VENV)/.dev

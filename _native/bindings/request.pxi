@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# A Request: an operation that goes on while Python computes.
+#
+# It holds the Plan, and with it every buffer that the core may touch. Invariant: the buffers of a request that
+# still runs are alive. One that is dropped without a wait moves to `abandoned`, from where later calls take it
+# when it has completed.
+
+cdef list abandoned = []
+
+
+@cython.final
+cdef class Request:
+    """An operation in progress, as an ``i...`` call returned it.
+
+    ``wait()`` (or ``await``) gives what the blocking form would have returned. Until then the buffers belong to
+    the operation: reading its output or changing its input early is a race, dropping the Request is not.
+    """
+
+    cdef pmr_request *handle
+    cdef int generation
+    cdef Plan plan
+    cdef bint finished
+    cdef bint built
+    cdef object value       # the result, or the exception
+    cdef int event_fd
+
+    def __init__(self):
+        raise TypeError("a Request is returned by the i... operations, it is not made by its class")
+
+    def __cinit__(self):
+        self.event_fd = -1
+
+    def __del__(self):
+        if self.handle != NULL and not self.finished and self.generation == generation_now:
+            if not self.poll():
+                abandoned.append(self)
+
+    def __dealloc__(self):
+        if self.handle != NULL and self.generation == generation_now:
+            pmr_request_free(self.handle)
+        if self.event_fd >= 0 and not forked and (self.finished or not inside):
+            close_descriptor(self.event_fd)
+
+    cdef int alive(self) except -1:
+        if self.generation != generation_now:
+            refuse_dead()
+        return 0
+
+    cdef bint poll(self) except -1:
+        """Whether it is over; keeps the outcome."""
+        cdef pmr_error error
+        cdef pmr_status status
+        if self.finished:
+            return True
+        self.alive()
+        clear(&error)
+        status = pmr_request_test(self.handle, &error)
+        if status == PMR_PENDING:
+            return False
+        self.settle(status, &error)
+        return True
+
+    cdef int settle(self, pmr_status status, pmr_error *error) except -1:
+        if self.finished:
+            return 0
+        if status != PMR_OK:
+            try:
+                check(status, error)
+            except Exception as failure:
+                self.value = failure
+        self.finished = True
+        return 0
+
+    cdef object outcome(self):
+        if not self.built:
+            if self.value is None:
+                self.value = self.plan.result()
+            self.built = True
+            if isinstance(self.value, Exception):
+                self.plan = None
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+    def wait(self, timeout=None):
+        """Wait until the operation is over.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None waits for ever.
+
+        Returns
+        -------
+        object
+            What the blocking form returns. Again, when called again.
+
+        Raises
+        ------
+        RequestTimeout
+            It still runs; wait again.
+        """
+        cdef int64_t limit_ns
+        cdef pmr_error error
+        cdef pmr_status status
+        if not self.finished:
+            limit_ns = nanoseconds_of(timeout)
+            self.alive()
+            clear(&error)
+            status = pmr_request_test(self.handle, &error)
+            if status == PMR_PENDING:
+                status = self.wait_blocking(limit_ns, &error)
+            self.settle(status, &error)
+        return self.outcome()
+
+    cdef pmr_status wait_blocking(self, int64_t limit_ns, pmr_error *error) except *:
+        global inside
+        cdef pmr_status status
+        inside += 1
+        with nogil:
+            status = pmr_request_wait(self.handle, limit_ns, error)
+        inside -= 1
+        if status == PMR_ERR_TIMEOUT or status == PMR_ERR_INTERRUPTED:
+            check(status, error)
+        return status
+
+    def test(self):
+        """Whether the operation is over, well or not (bool). Does not wait; `wait` then tells how it ended."""
+        return self.poll()
+
+    @property
+    def done(self):
+        """bool : the same as ``test()``."""
+        return self.poll()
+
+    cdef pmr_message_info info(self) except *:
+        cdef pmr_message_info info
+        if not self.poll():
+            raise errors.UsageError("the receive still runs: call wait() before asking where its message came from")
+        self.alive()
+        pmr_request_info(self.handle, &info)
+        return info
+
+    @property
+    def source(self):
+        """int : of a completed receive, the rank that sent the message."""
+        return self.info().source
+
+    @property
+    def tag(self):
+        """int : of a completed receive, the message's tag."""
+        return self.info().tag
+
+    @property
+    def nbytes(self):
+        """int : of a completed receive, the message's length in bytes."""
+        return self.info().bytes
+
+    def fileno(self):
+        """A descriptor (eventfd) that becomes readable when the operation is over; it belongs to the Request."""
+        cdef pmr_error error
+        if self.event_fd < 0:
+            self.alive()
+            clear(&error)
+            self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            check(pmr_request_notify(self.handle, self.event_fd, &error), &error)
+        return self.event_fd
+
+    def __await__(self):
+        from pmrun.awaiting import completion
+        return completion(self).__await__()
+
+    def __repr__(self):
+        if self.finished:
+            return "<Request completed>"
+        return "<Request closed>" if self.generation != generation_now else "<Request running>"
+
+
+cdef extern from "<unistd.h>" nogil:
+    int close_descriptor "close"(int fd)
+
+
+cdef Request request_new(Handle comm, Plan plan):
+    """A Request without its handle yet; so that nothing can fail once the core has one."""
+    cdef Request request = Request.__new__(Request)
+    request.plan = plan
+    request.generation = comm.generation
+    if abandoned:
+        abandoned_reap()
+    return request
+
+
+cdef object start(Handle comm, Plan plan):
+    """Let it go on: the nonblocking twin of `run`."""
+    cdef Request request = request_new(comm, plan)
+    cdef pmr_error error
+    cdef pmr_status status
+    comm.enter()
+    plan.call.site = site_here()
+    clear(&error)
+    with nogil:
+        status = pmr_coll_start(comm.handle, &plan.call, &request.handle, &error)
+    comm.leave()
+    if status != PMR_OK:
+        request.handle = NULL
+        check(status, &error)
+    return request
+
+
+cdef int abandoned_reap() except -1:
+    """Let go of the dropped requests that have completed meanwhile."""
+    cdef list running = []
+    cdef Request request
+    for request in abandoned:
+        if request.generation == generation_now and not request.poll():
+            running.append(request)
+    abandoned[:] = running
+    return 0
+
+
+def wait_all(requests, timeout=None):
+    """Wait until all operations are over.
+
+    Parameters
+    ----------
+    requests : iterable of Request
+    timeout : float, optional
+        Seconds for all together; None waits for ever.
+
+    Returns
+    -------
+    list
+        Their results, in the order of `requests`. The first failure is raised, after all before it completed.
+    """
+    cdef int64_t limit_ns = nanoseconds_of(timeout)
+    if limit_ns == PMR_FOREVER:
+        return [(<Request?>request).wait() for request in list(requests)]
+    end = monotonic() + limit_ns / 1e9
+    return [(<Request?>request).wait(max(0.0, end - monotonic())) for request in list(requests)]
+
+
+def wait_any(requests, timeout=None):
+    """Wait until one of the operations is over.
+
+    Parameters
+    ----------
+    requests : sequence of Request or None
+        None entries are passed over, so that a caller may strike out those it has dealt with.
+    timeout : float, optional
+        Seconds; None waits for ever.
+
+    Returns
+    -------
+    int
+        Index of one that is over, well or not: its ``wait()`` gives the result or raises.
+    """
+    global inside
+    cdef int64_t limit_ns = nanoseconds_of(timeout)
+    cdef list held = list(requests)
+    cdef size_t count = <size_t>len(held)
+    cdef size_t index, found = 0
+    cdef pmr_request **handles
+    cdef pmr_error error
+    cdef pmr_status status
+    for index in range(count):
+        if held[index] is not None and (<Request?>held[index]).poll():
+            return index
+    if all([request is None for request in held]):
+        raise errors.UsageError("wait_any has no request to wait for: pass at least one that is not None")
+    handles = <pmr_request **>PyMem_Malloc(count * sizeof(pmr_request *))
+    if handles == NULL:
+        raise MemoryError(f"no memory to wait for {count} requests")
+    for index in range(count):
+        handles[index] = NULL if held[index] is None else (<Request>held[index]).handle
+    clear(&error)
+    inside += 1
+    with nogil:
+        status = pmr_request_wait_any(handles, count, limit_ns, &found, &error)
+    inside -= 1
+    PyMem_Free(handles)
+    if status == PMR_ERR_TIMEOUT or status == PMR_ERR_INTERRUPTED:
+        check(status, &error)
+    (<Request>held[found]).poll()
+    return found

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * communicator.h: a communicator and the operation it runs, as the collectives see them.
+ *
+ * Calls of one communicator are numbered from 1 (`seq`) in the order they were made, on every member alike. One
+ * thread at a time runs its operations: the caller, or, while nonblocking ones are queued, whoever drives the engine.
+ * `floor` is what this rank knows for certain: every member has completed all calls up to it; so memory that
+ * only those calls used may be written again. Invariant: floor < seq of the running call.
+ */
+#ifndef PMR_COMM_COMMUNICATOR_H
+#define PMR_COMM_COMMUNICATOR_H
+
+#include <pthread.h>
+#include <string.h>
+
+#include "comm/board.h"
+#include "core/heap.h"
+#include "core/recorder.h"
+#include "core/reduce_op.h"
+#include "core/status.h"
+#include "core/wait.h"
+#include "core/window.h"
+#include "progress/engine.h"
+
+#define PMR_BOARDS_MAX 256u     /* communicators alive at once on a node, the world not counted */
+
+struct pmr_algorithm;
+typedef struct pmr_task pmr_task;
+
+/* The head of the shared area: which boards of the pool are taken. */
+typedef struct pmr_pool {
+    _Atomic uint64_t taken[PMR_BOARDS_MAX / 64];
+    _Atomic uint32_t made;      /* communicators made so far, so that ids differ */
+} pmr_pool;
+
+struct pmr_context {
+    pmr_window window;
+    pmr_recorder *recorder;
+    pmr_heap *heap;
+    pmr_engine *engine;
+    pmr_pool *pool;
+    void *p2p_area;
+    struct pmr_p2p *p2p;
+    pmr_comm *world;
+    char node[PMR_NODE_NAME_BYTES];
+    uint32_t first_rank;
+    bool crowded;               /* more local ranks than CPUs */
+};
+
+/* The algorithms of one kind, smallest messages first: the first whose limit is not exceeded runs. */
+#define PMR_CHOICES_MAX 4
+typedef struct pmr_choices {
+    const struct pmr_algorithm *algorithm[PMR_CHOICES_MAX];
+    size_t bytes_max[PMR_CHOICES_MAX];
+} pmr_choices;
+
+struct pmr_comm {
+    /* hot */
+    pmr_board *board;
+    pmr_member *me;
+    pmr_recorder *recorder;
+    uint32_t rank, size;
+    uint32_t seq, floor;
+    uint32_t meetings;          /* of PMR_GATE_MEET, so far */
+    uint32_t rounds;            /* second meetings, so far */
+    bool crowded;
+    bool broken;                /* a call was left half way: nothing can follow */
+    bool chosen;                /* choices are filled */
+    bool queue_open;            /* the engine knows the source */
+    pmr_source source;          /* queue of nonblocking operations */
+    pmr_task *queue_head, *queue_tail;
+    pmr_task *running;
+    pmr_wait_policy policy;
+    pmr_watch watch;
+    /* cold */
+    pmr_context *context;
+    uint8_t *slots, *staging, *results;
+    uint32_t half_busy[2];      /* last call that used that half of this rank's staging (or of the results) */
+    uint32_t slice_meetings;    /* chunks whose slices were claimed, so far */
+    uint32_t chunk_meetings[PMR_CHUNK_SLOTS];
+    int64_t next_check_ns;
+    uint32_t id;
+    uint16_t *local;            /* rank -> local rank */
+    uint32_t board_index;       /* in the pool; PMR_BOARDS_MAX: the world's own */
+    size_t board_bytes;
+    pmr_choices choices[PMR_KIND_COUNT];
+};
+
+struct pmr_task {
+    pmr_comm *comm;
+    const pmr_call *call;
+    const struct pmr_algorithm *algorithm;
+    uint64_t fingerprint;
+    pmr_record *record;
+    uint64_t record_number;
+    pmr_flag_target want;       /* set when a step returns PMR_PENDING */
+    pmr_reduce_fn reduce;
+    size_t item_bytes;          /* of one element */
+    size_t bytes;               /* of the message: what choices are made by */
+    uint32_t seq;
+    uint32_t phase;
+    uint32_t cursor;            /* the member that a poll goes on with */
+    uint32_t meeting;
+    uint32_t first_slices;      /* number of the first chunk among all that were ever claimed */
+    uint32_t step, steps;       /* chunks */
+    uint32_t staged, published; /* chunks this rank staged; steps it consumed */
+    size_t chunk_items;
+    bool exposed;               /* all buffers of the call lie in the heap */
+    /* nonblocking only */
+    pmr_task *next;
+    pmr_request *request;
+};
+
+/* ---- finding things on the board --------------------------------------------------------------------------- */
+
+static inline pmr_member *pmr_comm_member(const pmr_comm *comm, uint32_t rank)
+{
+    return &comm->board->member[rank];
+}
+
+static inline pmr_entry *pmr_comm_entry(const pmr_comm *comm, uint32_t rank, uint32_t seq)
+{
+    return &comm->board->member[rank].entry[seq % PMR_ENTRY_SLOTS];
+}
+
+static inline uint8_t *pmr_comm_slot(const pmr_comm *comm, uint32_t rank, uint32_t seq)
+{
+    return comm->slots + ((size_t)rank * PMR_ENTRY_SLOTS + seq % PMR_ENTRY_SLOTS) * PMR_SLOT_BYTES;
+}
+
+/* Chunk `step` of call `seq`, staged by `rank`. */
+static inline uint8_t *pmr_comm_chunk(const pmr_comm *comm, uint32_t rank, uint32_t seq, uint32_t step)
+{
+    return comm->staging + ((size_t)rank * 2 + seq % 2) * PMR_HALF_BYTES +
+           (size_t)(step % PMR_CHUNK_SLOTS) * PMR_CHUNK_BYTES_MAX;
+}
+
+static inline uint8_t *pmr_comm_result(const pmr_comm *comm, uint32_t seq, uint32_t step)
+{
+    return comm->results + (size_t)(seq % 2) * PMR_HALF_BYTES + (size_t)(step % PMR_CHUNK_SLOTS) * PMR_CHUNK_BYTES_MAX;
+}
+
+static inline uint64_t pmr_comm_offset(const pmr_comm *comm, const void *data)
+{
+    return (uint64_t)((const uint8_t *)data - comm->context->window.base);
+}
+
+static inline void *pmr_comm_address(const pmr_comm *comm, uint64_t offset)
+{
+    return comm->context->window.base + offset;
+}
+
+static inline bool pmr_comm_covers(const pmr_comm *comm, const void *data, size_t bytes)
+{
+    const pmr_window *window = &comm->context->window;
+    const uint8_t *first = data;
+    return first >= window->heaps && first + bytes <= window->base + window->mapped_bytes;
+}
+
+/* ---- made and ended in communicator.c ------------------------------------------------------------------------ */
+
+pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, uint32_t rank, uint32_t size,
+                         const uint16_t *local, uint32_t board_index, pmr_comm **out, pmr_error *error);
+void pmr_comm_close(pmr_comm *comm);
+size_t pmr_shared_area_bytes(uint32_t ranks);
+
+/* The watch of a call: abort record, members who left or called something else, the interrupt hook. trouble.c */
+pmr_status pmr_comm_check(void *comm, pmr_error *error);
+/* The same without the interrupt hook: for the engine's thread. */
+pmr_status pmr_comm_check_quiet(pmr_comm *comm, pmr_error *error);
+/* `rank` is in call `task->seq` with another fingerprint: ends the gang, naming both calls. */
+pmr_status pmr_comm_mismatch(const pmr_task *task, uint32_t rank, pmr_error *error);
+/* pmr_comm_check_quiet, but for the abort record at most once a slice. */
+pmr_status pmr_comm_check_sometimes(pmr_comm *comm, pmr_error *error);
+/* The call's deadline passed: ends the gang, naming who has not entered. */
+pmr_status pmr_comm_stalled(const pmr_task *task, pmr_error *error);
+
+#endif

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * recorder.c: opening a recorder, its table of call sites, finding a record.
+ *
+ * Sites are interned by text, so the table is bounded by the program's number of call sites; a full table answers 0,
+ * which reads as an unknown place. Invariant: a site's text is complete before its number is handed out.
+ */
+#include "core/recorder.h"
+
+#include <string.h>
+#include <unistd.h>
+
+void pmr_recorder_open(pmr_recorder *recorder)
+{
+    recorder->pid = (uint32_t)getpid();
+    recorder->tick_hz = pmr_ticks_hz();
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    recorder->base_realtime_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    recorder->base_ticks = pmr_ticks();
+    recorder->sites = 1;
+}
+
+uint32_t pmr_recorder_site(pmr_recorder *recorder, const char *text)
+{
+    for (uint32_t i = 1; i < recorder->sites; i++)
+        if (strncmp(recorder->site[i], text, PMR_RECORDER_SITE_BYTES - 1) == 0)
+            return i;
+    if (recorder->sites == PMR_RECORDER_SITES)
+        return 0;
+    uint32_t site = recorder->sites;
+    strncpy(recorder->site[site], text, PMR_RECORDER_SITE_BYTES - 1);
+    atomic_thread_fence(memory_order_release);
+    recorder->sites = site + 1;
+    return site;
+}
+
+const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site)
+{
+    return site > 0 && site < recorder->sites ? recorder->site[site] : "an unknown place";
+}
+
+bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out)
+{
+    uint64_t newest = recorder->count;
+    atomic_thread_fence(memory_order_acquire);
+    uint64_t oldest = newest > PMR_RECORDER_ENTRIES ? newest - PMR_RECORDER_ENTRIES + 1 : 1;
+    for (uint64_t number = newest; number >= oldest && number > 0; number--) {
+        const pmr_record *record = &recorder->record[number % PMR_RECORDER_ENTRIES];
+        *out = *record;
+        atomic_thread_fence(memory_order_acquire);
+        if (out->number == number && record->number == number && out->comm == comm && out->seq == seq &&
+            out->kind < PMR_SEND)
+            return true;
+    }
+    return false;
+}

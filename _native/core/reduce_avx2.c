@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * reduce_avx2.c: the kernels for AVX2 and F16C. The features named here are those that pmr_cpu_runs (cpu.c) asks for.
+ * The build's -ffp-contract=off keeps products from being fused. All headers come before the choice of the
+ * target: nothing but the kernels may be compiled for it.
+ */
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/reduce_tree.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c")
+#endif
+
+#define PMR_SET_LANES 8
+#define PMR_SET_TABLE pmr_reduce_table_avx2
+#include "core/reduce_kernels.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#else
+typedef int pmr_reduce_avx2_not_on_this_machine; /* ISO C wants a declaration in every file */
+#endif

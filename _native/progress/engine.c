@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine.c: the thread that drives nonblocking operations, and the callers that take its place.
+ *
+ * `driving` is held around a pass over the sources, never while sleeping, so a caller in pmr_engine_wait can take over
+ * between two passes; while there is such a guest the thread stays asleep on the doorbell `kick`. A pass never waits, so the lock is
+ * free again after the work at hand. The thread does not spin: it shares its CPU with the program that computes.
+ * Invariant: an active source is driven by somebody, or all flags that it wants are being waited for.
+ */
+#include "progress/engine.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "core/clock.h"
+#include "core/status.h"
+
+#define GUEST_SPINS 2000u       /* passes without progress before a guest sleeps, with a CPU for each rank */
+#define GUEST_YIELDS 64u        /* the same, with more ranks than CPUs */
+
+struct pmr_engine {
+    pthread_mutex_t driving;
+    pmr_source *sources;        /* under driving */
+    pmr_flag kick;              /* raised for the thread: new work, guests left, stop */
+    pmr_flag completions;
+    _Atomic uint32_t guests;
+    _Atomic bool stop;
+    bool crowded;
+    bool started;
+    pthread_t thread;
+    pthread_mutex_t pool_lock;
+    pmr_request *pool;
+};
+
+static void raise_flag(pmr_flag *flag)
+{
+    atomic_fetch_add_explicit(&flag->value, 1, memory_order_seq_cst);
+    if (atomic_load_explicit(&flag->waiters, memory_order_seq_cst))
+        pmr_flag_wake(flag);
+}
+
+/* Under driving. True: something moved. */
+static bool pass(pmr_engine *engine, pmr_wants *wants)
+{
+    bool moved = false;
+    wants->count = 0;
+    for (pmr_source *source = engine->sources; source; source = source->next)
+        if (atomic_load_explicit(&source->active, memory_order_acquire))
+            moved |= source->poll(source, wants);
+    if (moved)
+        raise_flag(&engine->completions);
+    return moved;
+}
+
+static bool any_active(pmr_engine *engine)
+{
+    bool active = false;
+    pthread_mutex_lock(&engine->driving);
+    for (const pmr_source *source = engine->sources; source && !active; source = source->next)
+        active = atomic_load_explicit(&source->active, memory_order_acquire) != 0;
+    pthread_mutex_unlock(&engine->driving);
+    return active;
+}
+
+static void *run(void *arg)
+{
+    pmr_engine *engine = arg;
+    pmr_wants wants = {.count = 0};
+    while (!atomic_load(&engine->stop)) {
+        uint32_t seen = atomic_load(&engine->kick.value);
+        if (atomic_load(&engine->guests) || !any_active(engine)) {
+            pmr_flag_target doorbell = {&engine->kick, seen + 1};
+            pmr_flags_sleep(&doorbell, 1, pmr_now_ns() + PMR_WAIT_SLICE_NS * 20ll);
+            continue;
+        }
+        pthread_mutex_lock(&engine->driving);
+        bool moved = pass(engine, &wants);
+        pthread_mutex_unlock(&engine->driving);
+        if (moved)
+            continue;
+        if (wants.count == PMR_WAIT_FLAGS_MAX)
+            wants.count--; /* room for the doorbell; what is left out is looked at after a slice */
+        pmr_wants_add(&wants, &engine->kick, seen + 1);
+        pmr_flags_sleep(wants.flag, wants.count, pmr_now_ns() + PMR_WAIT_SLICE_NS);
+    }
+    return NULL;
+}
+
+pmr_status pmr_engine_open(pmr_engine **out, bool oversubscribed, pmr_error *error)
+{
+    pmr_engine *engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory");
+    pthread_mutex_init(&engine->driving, NULL);
+    pthread_mutex_init(&engine->pool_lock, NULL);
+    engine->crowded = oversubscribed;
+    *out = engine;
+    return PMR_OK;
+}
+
+void pmr_engine_close(pmr_engine *engine)
+{
+    if (!engine)
+        return;
+    if (engine->started) {
+        atomic_store(&engine->stop, true);
+        raise_flag(&engine->kick);
+        pthread_join(engine->thread, NULL);
+        engine->started = false;
+    }
+    /* The mutexes and requests that callers still hold stay usable: a request may be freed after the engine. */
+}
+
+void pmr_engine_lock(pmr_engine *engine)
+{
+    pthread_mutex_lock(&engine->driving);
+}
+
+void pmr_engine_unlock(pmr_engine *engine)
+{
+    pthread_mutex_unlock(&engine->driving);
+}
+
+void pmr_engine_add(pmr_engine *engine, pmr_source *source)
+{
+    pmr_engine_lock(engine);
+    source->next = engine->sources;
+    engine->sources = source;
+    pmr_engine_unlock(engine);
+}
+
+void pmr_engine_remove(pmr_engine *engine, pmr_source *source)
+{
+    pmr_engine_lock(engine);
+    for (pmr_source **at = &engine->sources; *at; at = &(*at)->next)
+        if (*at == source) {
+            *at = source->next;
+            break;
+        }
+    pmr_engine_unlock(engine);
+}
+
+pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
+{
+    if (!engine->started) {
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before); /* signals belong to the program's threads */
+        int failed = pthread_create(&engine->thread, NULL, run, engine);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (failed)
+            return pmr_fail(error, PMR_ERR_OS, "cannot start the progress thread (a limit on processes? 'ulimit -u')");
+        engine->started = true;
+    }
+    raise_flag(&engine->kick);
+    return PMR_OK;
+}
+
+void pmr_engine_drive(pmr_engine *engine)
+{
+    if (pthread_mutex_trylock(&engine->driving))
+        return;
+    pmr_wants wants;
+    pass(engine, &wants);
+    pthread_mutex_unlock(&engine->driving);
+}
+
+pmr_flag_target pmr_engine_next_completion(pmr_engine *engine)
+{
+    return (pmr_flag_target){&engine->completions, atomic_load(&engine->completions.value) + 1};
+}
+
+/* One try: drive, and when nothing moves give the CPU away, at last by sleeping. */
+static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_watch *watch, int64_t deadline_ns,
+                            uint32_t *idle, pmr_error *error)
+{
+    pmr_wants wants;
+    pthread_mutex_lock(&engine->driving);
+    bool moved = pass(engine, &wants);
+    pthread_mutex_unlock(&engine->driving);
+    if (moved) {
+        *idle = 0;
+        return PMR_OK;
+    }
+    uint32_t patience = engine->crowded ? GUEST_YIELDS : GUEST_SPINS;
+    if (++*idle < patience) {
+        if (engine->crowded)
+            sched_yield();
+        else
+            pmr_cpu_relax();
+        return PMR_OK;
+    }
+    pmr_status status = watch->check(watch->arg, error);
+    if (status)
+        return status;
+    int64_t now = pmr_now_ns();
+    if (now >= deadline_ns)
+        return PMR_ERR_STALLED;
+    if (wants.count == PMR_WAIT_FLAGS_MAX)
+        wants.count--;
+    pmr_wants_add(&wants, goal.flag, goal.target);
+    int64_t slice_end = now + PMR_WAIT_SLICE_NS;
+    pmr_flags_sleep(wants.flag, wants.count, slice_end < deadline_ns ? slice_end : deadline_ns);
+    return PMR_OK;
+}
+
+pmr_status pmr_engine_wait(pmr_engine *engine, pmr_flag *flag, uint32_t target, const pmr_watch *watch,
+                           int64_t deadline_ns, pmr_error *error)
+{
+    pmr_status status = PMR_OK;
+    uint32_t idle = 0;
+    atomic_fetch_add(&engine->guests, 1);
+    while (!status && !pmr_flag_reached(flag, target))
+        status = wait_once(engine, (pmr_flag_target){flag, target}, watch, deadline_ns, &idle, error);
+    if (atomic_fetch_sub(&engine->guests, 1) == 1 && engine->started)
+        if (any_active(engine))
+            raise_flag(&engine->kick);
+    return status;
+}
+
+pmr_request *pmr_engine_pool_take(pmr_engine *engine)
+{
+    pthread_mutex_lock(&engine->pool_lock);
+    pmr_request *request = engine->pool;
+    if (request)
+        engine->pool = request->next;
+    pthread_mutex_unlock(&engine->pool_lock);
+    return request ? request : calloc(1, sizeof *request);
+}
+
+void pmr_engine_pool_give(pmr_engine *engine, pmr_request *request)
+{
+    pthread_mutex_lock(&engine->pool_lock);
+    request->next = engine->pool;
+    engine->pool = request;
+    pthread_mutex_unlock(&engine->pool_lock);
+}

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's driver: carries out what launcher/agent.py decides, and turns the world into its events.
+
+One thread, one poll loop over the link, the ranks' pipes, the status pipe of the start and SIGCHLD. It never
+blocks in a read or write. Invariant: the agent ends only when it has no child left (or gave up on what hangs
+in the kernel), whether the controller lives or not.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+from typing import Final, NoReturn
+
+from pmrun import wire
+from pmrun.errors import ExitCode
+from pmrun.launcher import agent, limits, process_tree, rank_process
+from pmrun.launcher.cgroup import ControlGroups, usable_cpus, usable_memory
+from pmrun.launcher.environment import base_environment, rank_environment
+from pmrun.launcher.link import Link, LinkLost
+from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
+from pmrun.launcher.rank_streams import InputStream, OutputStream
+from pmrun.launcher.window import Window, heap_bytes
+
+_BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
+
+
+class AgentLoop:
+    """One node's agent."""
+
+    def __init__(self, link: Link, node_rank: int) -> None:
+        self._link = link
+        self._machine = agent.Agent(node_rank, os.getpid())
+        self._poller = Poller()
+        self._inbox = SignalInbox((signal.SIGCHLD, signal.SIGTERM))
+        self._groups = ControlGroups()
+        self._oom_kills = 0
+        self._start: wire.Start | None = None
+        self._window: Window | None = None
+        self._status_fd = -1
+        self._processes: dict[int, rank_process.RankProcess] = {}  # by pid, until reaped
+        self._pids: list[int] = []
+        self._sent: dict[int, int] = {}  # by rank: last signal sent
+        self._outputs: dict[tuple[int, int], OutputStream] = {}
+        self._inputs: dict[int, InputStream] = {}
+        self._stdin_taken = 0
+        self._draining = False
+        self._leaving = False
+
+    def run(self) -> None:
+        """Serve the controller until it says Leave or is gone."""
+        self._poller.watch(self._inbox.fd, READ, self._on_signals)
+        self._do(self._machine.on_connected())
+        while not self._leaving:
+            self._watch_link()
+            self._watch_outputs()
+            deadline = self._machine.deadline()
+            self._poller.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            deadline = self._machine.deadline()
+            if deadline is not None and time.monotonic() >= deadline:
+                self._do(self._machine.on_tick(time.monotonic()))
+
+    # ---- events ---------------------------------------------------------------------------------------
+
+    def _watch_link(self) -> None:
+        events = READ | WRITE if self._link.wants_write() else READ
+        self._poller.watch(self._link.fileno(), events, self._on_link)
+
+    def _watch_outputs(self) -> None:
+        full = self._link.backlog_bytes > _BACKLOG_BYTES
+        for stream in self._outputs.values():
+            if stream.fd < 0:
+                continue
+            if stream.readable and not full:
+                self._poller.watch(stream.fd, READ, lambda _, s=stream: self._on_output(s))  # type: ignore[misc]
+            else:
+                self._poller.forget(stream.fd)
+
+    def _on_link(self, events: int) -> None:
+        now = time.monotonic()
+        if events & WRITE:
+            self._link.on_writable()
+        if not events & (READ | GONE):
+            return
+        try:
+            messages = self._link.receive()
+        except LinkLost:
+            self._poller.forget(self._link.fileno())
+            self._do(self._machine.on_link_lost(now))
+            return
+        for message in messages:
+            self._do(self._machine.on_message(message, now))
+
+    def _on_signals(self, events: int) -> None:
+        numbers = self._inbox.read()
+        if signal.SIGTERM in numbers:
+            self._do(self._machine.on_link_lost(time.monotonic()))
+        if signal.SIGCHLD in numbers:
+            self._reap()
+
+    def _reap(self) -> None:
+        self._check_started()
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._do(self._machine.on_no_process(time.monotonic()))
+                return
+            if pid == 0:
+                return
+            process = self._processes.pop(pid, None)
+            if process is not None:  # else: an adopted orphan
+                self._on_exit(process, os.waitstatus_to_exitcode(wait_status))
+
+    def _on_exit(self, process: rank_process.RankProcess, status: int) -> None:
+        assert self._start is not None and self._window is not None
+        rank = process.rank
+        local_rank = rank - self._start.first_rank
+        sent = self._sent.get(rank, 0)
+        out, err = self._outputs[rank, wire.OUT], self._outputs[rank, wire.ERR]
+        for stream in (out, err):
+            fd = stream.fd
+            if not stream.collect() and fd >= 0:
+                self._poller.forget(fd)
+        self._close_input(rank)
+        abort = self._window.read_abort()
+        call = self._window.last_call(local_rank) if status else None
+        exited = wire.RankExited(
+            rank=rank,
+            pid=process.pid,
+            status=status,
+            sent_signal=sent,
+            oom=status == -signal.SIGKILL and not sent and self._oom_killed(),
+            abort_state=abort.state if abort else 0,
+            abort_rank=abort.rank if abort else -1,
+            abort_text=abort.text if abort else "",
+            out_tail=out.tail() if status else b"",
+            err_tail=err.tail() if status else b"",
+            last_call=str(call) if call else "",
+        )
+        self._do(self._machine.on_rank_exited(exited, time.monotonic()))
+
+    def _oom_killed(self) -> bool:
+        """Whether the kernel killed somebody for memory that no rank's end was explained with yet."""
+        if self._groups.oom_kills() <= self._oom_kills:
+            return False
+        self._oom_kills += 1
+        return True
+
+    def _on_output(self, stream: OutputStream) -> None:
+        fd = stream.fd
+        if not stream.read():
+            self._poller.forget(fd)
+            self._check_drained()
+
+    def _check_started(self, events: int = 0) -> None:
+        """Read the status pipe: a failure, or its end when every child has exec'ed."""
+        if self._status_fd < 0:
+            return
+        try:
+            data = os.read(self._status_fd, 4096)
+        except BlockingIOError:
+            return
+        self._poller.forget(self._status_fd)
+        os.close(self._status_fd)
+        self._status_fd = -1
+        problem = rank_process.read_problem(data)
+        if problem is None:
+            self._do(self._machine.on_started(tuple(self._pids), time.monotonic()))
+        else:
+            self._fail_start(problem)
+
+    def _fail_start(self, problem: rank_process.StartProblem) -> None:
+        assert self._start is not None
+        start = self._start
+        text, code = rank_process.explain(problem, start.command[0], start.cwd, start.local_world_size)
+        self._do(self._machine.on_start_failed(problem.rank, text, code, time.monotonic()))
+
+    # ---- actions --------------------------------------------------------------------------------------
+
+    def _do(self, actions: list[agent.Action]) -> None:
+        for action in actions:
+            if isinstance(action, agent.Send):
+                self._link.send(action.message)
+            elif isinstance(action, agent.AddCredit):
+                self._add_credit(action)
+            elif isinstance(action, agent.Depart):
+                if self._window is not None and self._start is not None:
+                    self._window.mark_departed(action.rank - self._start.first_rank, action.failed)
+            elif isinstance(action, agent.Tell):
+                if self._window is not None:
+                    self._window.write_abort(action.state, action.rank, action.node, action.text)
+            elif isinstance(action, agent.FeedStdin):
+                self._feed_stdin(action.data)
+            elif isinstance(action, agent.SignalRanks):
+                self._signal_ranks(action.number)
+            elif isinstance(action, agent.KillAll):
+                self._kill_all()
+            elif isinstance(action, agent.DrainOutput):
+                self._drain()
+            elif isinstance(action, agent.Launch):
+                self._launch(action.start)
+            else:
+                self._leaving = True
+
+    def _launch(self, start: wire.Start) -> None:
+        self._start = start
+        ranks = start.local_world_size
+        refusal = limits.refuse(ranks, self._groups)
+        if refusal is not None:
+            self._do(self._machine.on_start_failed(-1, refusal, ExitCode.USAGE, time.monotonic()))
+            self._reap()
+            return
+        self._oom_kills = self._groups.oom_kills()
+        open_files = limits.raise_open_files(ranks)
+        cpus = usable_cpus(self._groups)
+        heap = heap_bytes(usable_memory(self._groups), ranks)
+        self._window = Window(start.world_size, ranks, start.first_rank, cpus, heap)
+        program = rank_process.Program(
+            list(start.command), start.cwd, base_environment(os.environb, start, cpus), self._window.fd, open_files
+        )
+        self._status_fd, status_write = os.pipe()
+        os.set_blocking(self._status_fd, False)
+        gc.freeze()  # so that no collection in a child copies the agent's pages
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        problem = self._fork_ranks(start, program, status_write)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(status_write)
+        if problem is not None:
+            self._fail_start(problem)
+            self._reap()
+        else:
+            self._poller.watch(self._status_fd, READ, self._check_started)
+
+    def _fork_ranks(
+        self, start: wire.Start, program: rank_process.Program, status_fd: int
+    ) -> rank_process.StartProblem | None:
+        for local_rank in range(start.local_world_size):
+            rank = start.first_rank + local_rank
+            own = rank_environment(start, local_rank, program.window_fd)
+            cpus = start.cpus[local_rank] if start.cpus else ()
+            try:
+                process = rank_process.start_rank(rank, program, own, cpus, rank in start.stdin_ranks, status_fd)
+            except OSError as error:
+                return rank_process.StartProblem(rank, rank_process.Step.FORK, error.errno or 0)
+            self._processes[process.pid] = process
+            self._pids.append(process.pid)
+            for number, fd in ((wire.OUT, process.stdout), (wire.ERR, process.stderr)):
+                self._outputs[rank, number] = OutputStream(rank, number, fd, start.credit_bytes, self._link.send)
+            if process.stdin >= 0:
+                self._inputs[rank] = InputStream(process.stdin)
+                self._watch_input(rank, -1)
+        return None
+
+    def _signal_ranks(self, number: int) -> None:
+        for process in self._processes.values():
+            self._sent[process.rank] = number
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                os.kill(process.pid, number)  # before its setsid; unreaped, so the number is still its own
+
+    def _kill_all(self) -> None:
+        self._signal_ranks(signal.SIGKILL)
+        if process_tree.any_child():
+            process_tree.kill_descendants()
+        self._reap()
+
+    def _drain(self) -> None:
+        self._draining = True
+        for rank in list(self._inputs):
+            self._close_input(rank)
+        for stream in self._outputs.values():
+            if stream.fd >= 0:
+                self._poller.forget(stream.fd)
+                stream.collect()
+                stream.close()
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self._draining and all(stream.done for stream in self._outputs.values()):
+            self._draining = False
+            survivors = tuple(process_tree.children()) if self._processes else ()
+            self._do(self._machine.on_drained(survivors))
+
+    def _add_credit(self, action: agent.AddCredit) -> None:
+        stream = self._outputs.get((action.rank, action.stream))
+        if stream is not None:
+            stream.add_credit(action.count)
+            self._check_drained()
+
+    # ---- standard input -------------------------------------------------------------------------------
+
+    def _feed_stdin(self, data: bytes) -> None:
+        for rank, stream in self._inputs.items():
+            fd = stream.fd
+            stream.feed(data)
+            self._watch_input(rank, fd)
+        self._grant_stdin()
+
+    def _watch_input(self, rank: int, fd: int) -> None:
+        """Poll for what the stream needs now; `fd` is what it had before it was written to."""
+        stream = self._inputs[rank]
+        if stream.fd >= 0:
+            self._poller.watch(stream.fd, WRITE if stream.pending else 0, lambda events: self._on_input(rank, events))
+        elif fd >= 0:
+            self._poller.forget(fd)
+
+    def _on_input(self, rank: int, events: int) -> None:
+        stream = self._inputs[rank]
+        fd = stream.fd
+        if events & GONE:
+            stream.close()
+        else:
+            stream.write()
+        self._watch_input(rank, fd)
+        self._grant_stdin()
+
+    def _close_input(self, rank: int) -> None:
+        stream = self._inputs.get(rank)
+        if stream is not None and stream.fd >= 0:
+            self._poller.forget(stream.fd)
+            stream.close()
+            self._grant_stdin()
+
+    def _grant_stdin(self) -> None:
+        """Ask for as much more as the slowest rank took; -1 once when none takes any."""
+        if self._stdin_taken < 0:
+            return
+        taken = [stream.taken for stream in self._inputs.values() if stream.fd >= 0]
+        if not taken:
+            self._stdin_taken = -1
+            self._link.send(wire.StdinCredit(-1))
+        elif min(taken) > self._stdin_taken:
+            self._link.send(wire.StdinCredit(min(taken) - self._stdin_taken))
+            self._stdin_taken = min(taken)
+
+
+def run_agent(link: Link, node_rank: int) -> NoReturn:
+    """Be the agent in this process, made by fork, until the end.
+
+    A session of its own keeps the terminal's signals away: the controller gets them and says what to do.
+    """
+    code = ExitCode.INTERNAL
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        rank_process.become_subreaper()
+        AgentLoop(link, node_rank).run()
+        code = ExitCode.OK
+    finally:
+        kind, value, trace = sys.exc_info()
+        if kind is not None and value is not None:
+            sys.excepthook(kind, value, trace)  # this process must not return into its copy of pmrun
+        os._exit(code)

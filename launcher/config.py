@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options from the environment and from a configuration file.
+
+PMRUN_GRACE=10 is --grace 10. The file is the nearest one, from the current directory upwards: `pmrun.toml`, or a
+`pyproject.toml` that has `[tool.pmrun]`; its keys are the options' names. The command line goes over the
+environment and the environment over the file. Invariant: a key that pmrun does not know is an error, so a
+misspelled option in a file is never passed over in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pmrun.errors import UsageError
+from pmrun.launcher.command_line import Setting
+from pmrun.launcher.options import OPTIONS, suggestion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FILE_NAMES = ("pmrun.toml", "pyproject.toml")
+
+_SETTABLE = {option.name: option for option in OPTIONS if option.settable}
+
+
+def from_environment(environ: Mapping[str, str]) -> list[Setting]:
+    """An empty variable counts as unset, as it is the only way to unset one in some places."""
+    found = []
+    for option in _SETTABLE.values():
+        text = environ.get(option.variable, "")
+        if not text:
+            continue
+        origin = f"{option.variable}={text!r} in the environment"
+        if option.repeatable:
+            found += [Setting(option, part, origin) for part in _shell_words(text, origin)]
+        else:
+            found.append(Setting(option, text, origin))
+    return found
+
+
+def from_file(directory: str) -> list[Setting]:
+    """Settings of the nearest configuration file, or none."""
+    path, table = _nearest(directory)
+    found = []
+    for key, value in table.items():
+        option = _SETTABLE.get(key)
+        if option is None:
+            raise UsageError(f"{path}: unknown key '{key}'{suggestion(key, list(_SETTABLE))}; see pmrun --help")
+        origin = f"{path}: key '{key}'"
+        found += [Setting(option, text, origin) for text in _texts(value, option.repeatable, origin)]
+    return found
+
+
+def _nearest(directory: str) -> tuple[str, dict[str, object]]:
+    while True:
+        for name in FILE_NAMES:
+            path = os.path.join(directory, name)
+            table = _table(path)
+            if table is not None:
+                return path, table
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return "", {}
+        directory = parent
+
+
+def _table(path: str) -> dict[str, object] | None:
+    """pmrun's table of one file; None where the file is missing or says nothing of pmrun."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; make it readable or move it away") from None
+    own = os.path.basename(path) == "pmrun.toml"
+    if not own and b"pmrun" not in data:
+        return None  # most projects: not worth the import of a parser
+    document = _parse(path, data)
+    if own:
+        return document
+    tool = document.get("tool", {})
+    table = tool.get("pmrun") if isinstance(tool, dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise UsageError(f"{path}: 'tool.pmrun' is not a table; write [tool.pmrun] and the options below it")
+    return table
+
+
+def _parse(path: str, data: bytes) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid TOML: {reason}; correct the file") from None
+
+
+def _texts(value: object, repeatable: bool, origin: str) -> list[str]:
+    """A TOML value as the text, or texts, that the command line would have."""
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    if isinstance(value, (str, int, float)):
+        return [str(value)]
+    if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
+        items = [str(item) for item in value]
+        return items if repeatable else [",".join(items)]
+    if repeatable and isinstance(value, dict) and all(isinstance(item, (str, int, float)) for item in value.values()):
+        return [f"{name}={item}" for name, item in value.items()]
+    raise UsageError(f"{origin}: a {type(value).__name__} does not fit here; write it as on the command line")
+
+
+def _shell_words(text: str, origin: str) -> list[str]:
+    import shlex
+
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{origin}: {error}; separate values by spaces and quote as in a shell") from None

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gang's state machine: all ranks start or none, the first cause ends all, one exit code comes out.
+
+Sans-I/O, as the agent's: events and the time in, actions out; the driver is launcher/controller.py. Every end
+is a `Cause` (the first one stays) and a Stop to all agents; the gang is over when each agent said NodeDone or
+was lost. Output and input do not pass through here. Invariant: exactly one Finish, and after it nothing.
+
+Who is to blame: the first rank that ends badly, unless the window's abort record, written by whoever noticed
+first, names another one. That is the rank that left early while others waited for it, or one that is still
+unwinding while its peers have already failed because of it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from pmrun import wire
+from pmrun.errors import ExitCode
+from pmrun.launcher import window
+from pmrun.launcher.describe import ended, exit_code, signal_name
+
+SETTLE_S: Final = 0.1  # for the other ranks to fail by themselves, with RankFailed
+TERM_S: Final = 0.1  # from SIGTERM to SIGKILL when a rank failed or the grace is over
+
+_SIGHUP: Final = 1
+_SIGINT: Final = 2
+_SIGTERM: Final = 15
+
+
+class Kind(enum.Enum):
+    """What ended the gang."""
+
+    RANK = "rank"  # a rank failed, or left early
+    MISMATCH = "mismatch"  # calls of the ranks differ, or a collective's time ran out
+    START = "start"
+    SIGNAL = "signal"
+    TIMEOUT = "timeout"
+    AGENT = "agent"
+    OUTPUT = "output"  # nobody reads pmrun's output any more
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """Why the gang ended before its ranks did."""
+
+    kind: Kind
+    text: str  # one line
+    code: int
+    rank: int = -1  # the culprit
+    witness: int = -1  # the rank whose bad end told of it
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """All that the report needs."""
+
+    code: int
+    cause: Cause | None
+    exits: dict[int, wire.RankExited]
+    node_names: tuple[str, ...]
+    first_ranks: tuple[int, ...]
+    survivors: tuple[tuple[str, int], ...]  # node, process id
+
+    def node_of(self, rank: int) -> str:
+        """Name of a rank's node."""
+        place = max(i for i, first in enumerate(self.first_ranks) if first <= rank)
+        return self.node_names[place]
+
+
+class SendTo(msgspec.Struct, frozen=True):
+    """Send to a node's agent."""
+
+    node: int
+    message: wire.Message
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """The node's agent is gone: end what it may have left, as far as the backend can."""
+
+    node: int
+
+
+class Say(msgspec.Struct, frozen=True):
+    """A line for the user, now."""
+
+    text: str
+
+
+class Note(msgspec.Struct, frozen=True):
+    """An entry for --json-events."""
+
+    event: str
+    fields: dict[str, object]
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """The gang is over."""
+
+    outcome: Outcome
+
+
+Action = SendTo | Sweep | Say | Note | Finish
+
+
+class Gang:
+    """State of one attempt."""
+
+    def __init__(
+        self, starts: list[wire.Start], grace_s: float, timeout_s: float | None, start_timeout_s: float, now: float
+    ) -> None:
+        self._starts = starts
+        self._grace_s = grace_s
+        self._timeout_s = timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._start_by: float | None = now + start_timeout_s
+        self._end_by = None if timeout_s is None else now + timeout_s
+        self._greeted: set[int] = set()
+        self._started: set[int] = set()
+        self._over: set[int] = set()
+        self._exits: dict[int, wire.RankExited] = {}
+        self._survivors: list[tuple[str, int]] = []
+        self._finished = False
+        self.cause: Cause | None = None
+
+    # ---- events ---------------------------------------------------------------------------------------
+
+    def on_message(self, node: int, message: wire.Message, now: float) -> list[Action]:
+        """An agent said something."""
+        if node in self._over:
+            return []
+        if isinstance(message, wire.Hello):
+            return self._on_hello(node, message, now)
+        if isinstance(message, wire.Started):
+            return self._on_started(node, message)
+        if isinstance(message, wire.StartFailed):
+            cause = Cause(Kind.START, message.text, message.code, rank=message.rank)
+            return self._end(cause, 0.0, 0.0)
+        if isinstance(message, wire.RankExited):
+            return self._on_exited(message)
+        if isinstance(message, wire.NodeDone):
+            name = self._starts[node].node_name
+            self._survivors += [(name, pid) for pid in message.survivors]
+            return self._node_over(node, [SendTo(node, wire.Leave())])
+        return []
+
+    def on_link_lost(self, node: int, why: str) -> list[Action]:
+        """An agent is gone."""
+        if node in self._over:
+            return []
+        name = self._starts[node].node_name
+        text = f"the agent on {name} died ({why}); every process that it had started was stopped"
+        actions = self._end(Cause(Kind.AGENT, text, ExitCode.AGENT_LOST), 0.0, 0.0, but=node)
+        return self._node_over(node, [*actions, Sweep(node)])
+
+    def on_signal(self, number: int) -> list[Action]:
+        """pmrun got SIGINT, SIGTERM or SIGHUP: the ranks get it too, then `grace_s`; the second one kills."""
+        if self.cause is not None or self._start_by is not None:
+            return self._end(self._signal_cause(number), 0.0, 0.0)
+        passed: list[Action] = [SendTo(node, wire.Signal(number)) for node in self._open()]
+        actions = self._end(self._signal_cause(number), self._grace_s, TERM_S, tell=False)
+        again = "Ctrl-C again" if number == _SIGINT else "the signal again"
+        line = f"{signal_name(number)}: the ranks have {self._grace_s:g} s to end ({again}: at once)"
+        return [Say(line), *passed, *actions]
+
+    def on_output_closed(self, why: str) -> list[Action]:
+        """pmrun's standard output cannot be written any more."""
+        text = f"standard output: {why}"
+        return self._end(Cause(Kind.OUTPUT, text, ExitCode.OUTPUT_CLOSED), 0.0, TERM_S)
+
+    def deadline(self) -> float | None:
+        """When `on_tick` has something to do."""
+        if self.cause is not None:
+            return None
+        return min((at for at in (self._start_by, self._end_by) if at is not None), default=None)
+
+    def on_tick(self, now: float) -> list[Action]:
+        """Time has passed."""
+        if self.cause is not None:
+            return []
+        if self._end_by is not None and now >= self._end_by:
+            text = f"--timeout of {self._timeout_s:g} s ran out"
+            passed: list[Action] = [SendTo(node, wire.Signal(_SIGTERM)) for node in self._open()]
+            return [*passed, *self._end(Cause(Kind.TIMEOUT, text, ExitCode.TIMEOUT), self._grace_s, TERM_S, tell=False)]
+        if self._start_by is not None and now >= self._start_by:
+            late = [start.node_name for node, start in enumerate(self._starts) if node not in self._started]
+            text = f"not all ranks were started within --start-timeout {self._start_timeout_s:g} s: waited for "
+            return self._end(Cause(Kind.START, text + ", ".join(late), ExitCode.START_FAILED), 0.0, 0.0)
+        return []
+
+    # ---- details --------------------------------------------------------------------------------------
+
+    def _on_hello(self, node: int, hello: wire.Hello, now: float) -> list[Action]:
+        if hello.version != wire.VERSION:
+            name = self._starts[node].node_name
+            text = f"{name} runs pmrun with protocol {hello.version}, here it is {wire.VERSION}: install one version"
+            return self._end(Cause(Kind.START, text, ExitCode.START_FAILED), 0.0, 0.0)
+        if self.cause is not None:
+            return []
+        self._greeted.add(node)
+        if len(self._greeted) < len(self._starts):
+            return []
+        note = Note("gang_starting", {"job_id": self._starts[0].job_id, "world_size": self._starts[0].world_size})
+        return [note, *(SendTo(to, start) for to, start in enumerate(self._starts))]
+
+    def _on_started(self, node: int, message: wire.Started) -> list[Action]:
+        self._started.add(node)
+        start = self._starts[node]
+        actions: list[Action] = [
+            Note("rank_started", {"rank": start.first_rank + i, "node": start.node_name, "pid": pid})
+            for i, pid in enumerate(message.pids)
+        ]
+        if len(self._started) == len(self._starts):
+            self._start_by = None
+            actions.append(Note("gang_started", {"world_size": start.world_size}))
+        return actions
+
+    def _on_exited(self, exited: wire.RankExited) -> list[Action]:
+        self._exits[exited.rank] = exited
+        fields = {"rank": exited.rank, "pid": exited.pid, "status": exited.status, "oom": exited.oom}
+        actions: list[Action] = [Note("rank_exited", {**fields, "stopped": exited.sent_signal != 0})]
+        if exited.status != 0 and self.cause is None:
+            actions += self._end(self._failure(exited), SETTLE_S, TERM_S)
+        return actions
+
+    def _failure(self, exited: wire.RankExited) -> Cause:
+        """The first bad exit, and whom it has to thank for it."""
+        witness, code = exited.rank, exit_code(exited.status)
+        if exited.abort_state in (window.ABORT_MISMATCH, window.ABORT_STALLED):
+            return Cause(Kind.MISMATCH, exited.abort_text, code, rank=exited.abort_rank, witness=witness)
+        blamed = exited.abort_rank
+        known = exited.abort_state == window.ABORT_RANK_FAILED and 0 <= blamed < self._starts[0].world_size
+        if known and blamed != witness:
+            return Cause(Kind.RANK, exited.abort_text, code, rank=blamed, witness=witness)
+        return Cause(Kind.RANK, ended(exited.status, exited.oom), code, rank=witness, witness=witness)
+
+    def _signal_cause(self, number: int) -> Cause:
+        code = {_SIGINT: ExitCode.INTERRUPTED, _SIGHUP: ExitCode.HANGUP}.get(number, ExitCode.TERMINATED)
+        return Cause(Kind.SIGNAL, f"stopped by {signal_name(number)}", code)
+
+    def _open(self) -> list[int]:
+        return [node for node in range(len(self._starts)) if node not in self._over]
+
+    def _end(self, cause: Cause, settle_s: float, term_s: float, tell: bool = True, but: int = -1) -> list[Action]:
+        """Stop all nodes; only the first cause counts, but a later one may hurry."""
+        actions: list[Action] = []
+        if self.cause is None:
+            self.cause = cause
+            actions.append(Note("first_cause", {"kind": cause.kind.value, "rank": cause.rank, "text": cause.text}))
+        failed = cause.kind is Kind.RANK
+        state = window.ABORT_RANK_FAILED if failed else window.ABORT_STOPPED
+        node = self._name_of(cause.rank) if failed else ""
+        stop = wire.Stop(settle_s, term_s, state, cause.rank if failed else -1, node, cause.text, tell)
+        return actions + [SendTo(to, stop) for to in self._open() if to != but]
+
+    def _name_of(self, rank: int) -> str:
+        for start in self._starts:
+            if start.first_rank <= rank < start.first_rank + start.local_world_size:
+                return start.node_name
+        return ""
+
+    def _node_over(self, node: int, actions: list[Action]) -> list[Action]:
+        self._over.add(node)
+        if len(self._over) < len(self._starts) or self._finished:
+            return actions
+        self._finished = True
+        outcome = self._outcome()
+        return [*actions, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
+
+    def _outcome(self) -> Outcome:
+        names = tuple(start.node_name for start in self._starts)
+        firsts = tuple(start.first_rank for start in self._starts)
+        return Outcome(self._code(), self.cause, self._exits, names, firsts, tuple(self._survivors))
+
+    def _code(self) -> int:
+        """The culprit's own code where it ended by itself, else that of the first rank that failed."""
+        if self.cause is None:
+            return ExitCode.OK
+        culprit = self._exits.get(self.cause.rank)
+        if self.cause.kind is Kind.RANK and culprit is not None and culprit.status and not culprit.sent_signal:
+            return exit_code(culprit.status)
+        return self.cause.code

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the `pmrun` command: each one once, with its text, type, default and help.
+
+The command line, the environment (PMRUN_<NAME>), the configuration file, the help page and the shell completions
+are all made from the table at the end, so an option cannot be known to one and not to another. A parser takes
+the text as the user wrote it and raises ValueError with the cause and the remedy; whoever knows where the text
+came from puts that in front. Invariant: nothing here looks at the machine or at other options.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pmrun import env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+Ranks = frozenset[int]
+EnvPairs = tuple[tuple[str, "str | None"], ...]
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SET_BY_AGENT = (
+    env.RANK, env.WORLD_SIZE, env.LOCAL_RANK, env.LOCAL_WORLD_SIZE, env.NODE_RANK, env.NUM_NODES, env.MAIN_IP,
+    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD,
+)  # fmt: skip
+_RANKS_MAX = 1_000_000  # a bound for ranges like 0-999999999, which would be spelled out in memory
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+
+
+class Option(Generic[T]):
+    """One option: `--name`, PMRUN_NAME, and the key `name` of the configuration file.
+
+    Attributes
+    ----------
+    parse : callable
+        Text to value; ValueError with cause and remedy.
+    flag : bool
+        Takes no value: `--name` is true and `--no-name`, where `negatable`, false.
+    repeatable : bool
+        Values (tuples) add up over all places instead of replacing each other.
+    settable : bool
+        May come from the environment and the configuration file.
+    complete : str
+        What a shell offers for the value: "file", "dir", or words separated by spaces.
+    """
+
+    __slots__ = (
+        "complete", "default", "flag", "group", "metavar", "name", "negatable", "parse", "repeatable", "settable",
+        "short", "text",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[str], T],
+        default: T,
+        *,
+        group: str,
+        text: str,
+        metavar: str = "",
+        short: str = "",
+        flag: bool = False,
+        negatable: bool = False,
+        repeatable: bool = False,
+        settable: bool = True,
+        complete: str = "",
+    ) -> None:
+        self.name = name
+        self.parse = parse
+        self.default = default
+        self.group = group
+        self.text = text
+        self.metavar = metavar
+        self.short = short
+        self.flag = flag
+        self.negatable = negatable
+        self.repeatable = repeatable
+        self.settable = settable
+        self.complete = complete
+
+    @property
+    def spelling(self) -> str:
+        """The way it is written on the command line."""
+        return f"-{self.short}" if self.name == self.short else f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return env.OPTION_PREFIX + self.name.upper().replace("-", "_")
+
+
+class Values:
+    """Values of options, typed by the option that is asked for. What was not set has its default."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, object] = {}
+
+    def put(self, option: Option[T], text: str) -> None:
+        """Parse and keep; a later value replaces, or, where repeatable, joins the earlier ones."""
+        value = option.parse(text)
+        if option.repeatable and isinstance(value, tuple):
+            earlier = self._values.get(option.name, ())
+            assert isinstance(earlier, tuple)
+            self._values[option.name] = earlier + value
+        else:
+            self._values[option.name] = value
+
+    def get(self, option: Option[T]) -> T:
+        value: T = self._values.get(option.name, option.default)  # type: ignore[assignment]  # put() stored a T
+        return value
+
+
+# ---- parsers ---------------------------------------------------------------------------------------------
+
+
+def parse_count(text: str) -> int | None:
+    """A number of ranks; None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError("the number of ranks is a whole number from 1 on, or 'auto' for the CPUs of this machine")
+    if int(text) > _RANKS_MAX:
+        raise ValueError(f"a gang has at most {_RANKS_MAX} ranks")
+    return int(text)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from "30", "1.5", "500ms", "30s", "5m" or "2h"; never negative."""
+    number = text.rstrip("msh")
+    unit = text[len(number) :] or "s"
+    try:
+        seconds = float(number) * _UNITS_S[unit]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    if not 0.0 <= seconds < 1e9:
+        raise ValueError("a time is a number of seconds, or has a unit: 1.5, 500ms, 30s, 5m, 2h")
+    return seconds
+
+
+def parse_duration_above_zero(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds == 0.0:
+        raise ValueError("it must be longer than zero; leave the option out for no limit")
+    return seconds
+
+
+def parse_flag(text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError("a switch is 'true' or 'false'")
+
+
+def parse_binding(text: str) -> str:
+    if text not in ("core", "none"):
+        raise ValueError("choose 'core' or 'none'")
+    return text
+
+
+def parse_rank_set(text: str) -> Ranks:
+    """Ranks from "0,2-4"."""
+    ranks: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not (low.isdigit() and (high.isdigit() if dash else True)):
+            raise ValueError("ranks are numbers and ranges, separated by commas: 0,2-4")
+        last = int(high) if dash else int(low)
+        if last < int(low):
+            raise ValueError(f"the range {part.strip()} runs backwards; write {high}-{low}")
+        if last >= _RANKS_MAX:
+            raise ValueError(f"there is no rank {last}")
+        ranks.update(range(int(low), last + 1))
+    return frozenset(ranks)
+
+
+def parse_stdin(text: str) -> int | str:
+    """A rank, "all" or "none"."""
+    if text in ("all", "none"):
+        return text
+    if not text.isdigit():
+        raise ValueError("give one rank's number, 'all' or 'none'")
+    return int(text)
+
+
+def parse_env(text: str) -> EnvPairs:
+    """One NAME=VALUE, or NAME alone (value None: the one it has here)."""
+    name, equals, value = text.partition("=")
+    if not name or "\0" in text:
+        raise ValueError("write NAME=VALUE, or NAME to hand on the value it has here")
+    if name in _SET_BY_AGENT:
+        raise ValueError(f"{name} is what pmrun tells each rank; it cannot be set from outside")
+    return ((name, value if equals else None),)
+
+
+def parse_text(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("the value is empty; leave the option out, or give one")
+    return text
+
+
+# ---- the table --------------------------------------------------------------------------------------------
+
+START = "Ranks and where they run"
+RUNNING = "Environment and time limits"
+OUTPUT = "Input and output"
+OTHER = "Other"
+
+RANKS: Option[int | None] = Option(
+    "n", parse_count, None, short="n", metavar="N", group=START, complete="auto",
+    text="how many ranks; 'auto' (default): the CPUs of the affinity mask and cgroup quota",
+)  # fmt: skip
+BACKEND = Option(
+    "on", parse_text, "local", metavar="BACKEND", group=START, complete="local",
+    text="where the job runs; default: local, this machine",
+)  # fmt: skip
+MAP_BY = Option(
+    "map-by", parse_binding, "none", metavar="core|none", group=START, complete="core none",
+    text="give each rank its own cores, in rank order; default: none",
+)  # fmt: skip
+BIND_TO = Option(
+    "bind-to", parse_binding, "none", metavar="core|none", group=START, complete="core none",
+    text="keep each rank on its cores; default: none",
+)  # fmt: skip
+ENV: Option[EnvPairs] = Option(
+    "env", parse_env, (), short="x", metavar="NAME[=VALUE]", group=RUNNING, repeatable=True,
+    text="set a variable for the ranks, or hand on the one that is set here; may be repeated",
+)  # fmt: skip
+CWD: Option[str | None] = Option(
+    "cwd", parse_text, None, metavar="DIR", group=RUNNING, complete="dir",
+    text="run in this directory; the script is looked up there too",
+)  # fmt: skip
+TIMEOUT: Option[float | None] = Option(
+    "timeout", parse_duration_above_zero, None, metavar="TIME", group=RUNNING,
+    text="stop the job after this long, exit code 124; default: no limit",
+)  # fmt: skip
+START_TIMEOUT = Option(
+    "start-timeout", parse_duration_above_zero, 60.0, metavar="TIME", group=RUNNING,
+    text="how long starting all ranks may take; default: 60s",
+)  # fmt: skip
+GRACE = Option(
+    "grace", parse_duration, 5.0, metavar="TIME", group=RUNNING,
+    text="how long ranks may take to end after they were asked to; default: 5s",
+)  # fmt: skip
+TAG = Option(
+    "tag", parse_flag, True, flag=True, negatable=True, group=OUTPUT,
+    text="begin each line with its rank; default: yes",
+)  # fmt: skip
+TIMESTAMP = Option(
+    "timestamp", parse_flag, False, flag=True, negatable=True, group=OUTPUT,
+    text="begin each line with the time; default: no",
+)  # fmt: skip
+ONLY_RANKS: Option[Ranks | None] = Option(
+    "only-ranks", parse_rank_set, None, metavar="0,2-4", group=OUTPUT,
+    text="show the output of these ranks only; default: all",
+)  # fmt: skip
+OUTPUT_DIR: Option[str | None] = Option(
+    "output-dir", parse_text, None, metavar="DIR", group=OUTPUT, complete="dir",
+    text="also write each rank's output to files in this directory",
+)  # fmt: skip
+STDIN: Option[int | str] = Option(
+    "stdin", parse_stdin, 0, metavar="RANK|all|none", group=OUTPUT, complete="0 all none",
+    text="who reads what you type or pipe in; default: rank 0",
+)  # fmt: skip
+JSON_EVENTS: Option[str | None] = Option(
+    "json-events", parse_text, None, metavar="FILE", group=OUTPUT, complete="file",
+    text="write what happens to the job to FILE, one JSON object a line",
+)  # fmt: skip
+DRY_RUN = Option(
+    "dry-run", parse_flag, False, flag=True, settable=False, group=OTHER,
+    text="start nothing; print what would be started, as JSON",
+)  # fmt: skip
+COMPLETION: Option[str | None] = Option(
+    "completion", parse_text, None, metavar="SHELL", settable=False, group=OTHER, complete="bash zsh fish",
+    text="print the completion script for bash, zsh or fish",
+)  # fmt: skip
+VERSION = Option(
+    "version", parse_flag, False, short="V", flag=True, settable=False, group=OTHER,
+    text="print the version",
+)  # fmt: skip
+HELP = Option(
+    "help", parse_flag, False, short="h", flag=True, settable=False, group=OTHER,
+    text="print this page",
+)  # fmt: skip
+
+OPTIONS: tuple[Option[Any], ...] = (
+    RANKS, BACKEND, MAP_BY, BIND_TO,
+    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE,
+    TAG, TIMESTAMP, ONLY_RANKS, OUTPUT_DIR, STDIN, JSON_EVENTS,
+    DRY_RUN, COMPLETION, VERSION, HELP,
+)  # fmt: skip
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """The words " (did you mean ...?)" when something known is close, else nothing."""
+    import difflib  # only on the way out
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

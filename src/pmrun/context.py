@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This process's place in the gang: `init`, `shutdown`, and the world in between.
+
+`init` opens the window that the agent handed down, or a world of one under plain python. From then on an uncaught
+exception is told to the agent before the process is gone, so that the report can name it as the first cause.
+Invariant: at most one world exists, and a child made by fork never touches its parent's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING
+
+from pmrun import env
+from pmrun.errors import (
+    AlreadyInitializedError,
+    CollectiveError,
+    ForkedError,
+    NativeMissingError,
+    NotInitializedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from pmrun.communicator import Communicator
+
+_OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_world: Communicator | None = None
+_init_site = ""  # where the running, or the last, init was called
+_init_pid = 0
+_gang_left = False  # a rank of a gang shut down: its place is given up for good
+_previous_hook = sys.excepthook
+
+
+def init(timeout: float | None = None) -> Communicator:
+    """Join the gang that `pmrun` started, or make a world of one under plain python.
+
+    Parameters
+    ----------
+    timeout : float, optional
+        Seconds after which a blocking collective raises `CollectiveTimeout`, naming the ranks that have not come.
+        Default: PMRUN_COLLECTIVE_TIMEOUT, or for ever. ``world.timeout`` changes it later.
+
+    Returns
+    -------
+    Communicator
+        The world; also ``pm.world``.
+    """
+    global _world, _init_site, _init_pid
+    if _world is not None:
+        if os.getpid() != _init_pid:
+            raise ForkedError(
+                "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork "
+                "before pm.init()"
+            )
+        raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
+    descriptor = _window_descriptor()
+    if descriptor >= 0 and _gang_left:
+        raise NotInitializedError("pm.shutdown() gave up this rank's place in its gang: call pm.init() once only")
+    native = _load_native()
+    world_type = importlib.import_module("pmrun.communicator").Communicator
+    opened: Communicator = native.open_context(world_type, descriptor, _number(env.LOCAL_RANK))
+    try:
+        opened.timeout = timeout if timeout is not None else _default_timeout()
+    except (TypeError, ValueError):
+        native.close_context()
+        raise
+    _world, _init_site, _init_pid = opened, _caller(), os.getpid()
+    atexit.register(shutdown)
+    _install_hook()
+    return opened
+
+
+def shutdown() -> None:
+    """Leave the gang; done by itself when the program ends. Twice is once.
+
+    Communicators, requests and the other ranks' arrays cannot be used afterwards; arrays of this rank stay valid.
+    """
+    global _world, _gang_left
+    if _world is None or os.getpid() != _init_pid:
+        return
+    _gang_left = env.WINDOW_FD in os.environ
+    _world = None
+    atexit.unregister(shutdown)
+    _load_native().close_context()
+
+
+def is_initialized() -> bool:
+    """Whether this process is between `init` and `shutdown`."""
+    return _world is not None and os.getpid() == _init_pid
+
+
+def world() -> Communicator:
+    """The communicator of all ranks; `NotInitializedError` outside of `init` and `shutdown`."""
+    if _world is None:
+        raise NotInitializedError("pmrun is not initialized in this process: call pm.init() first")
+    return _world
+
+
+# ---- opening ------------------------------------------------------------------------------------------------
+
+
+def _load_native() -> ModuleType:
+    try:
+        return importlib.import_module("pmrun._native")
+    except ImportError as error:
+        if error.name not in (None, "pmrun._native"):
+            raise
+        raise NativeMissingError(
+            f"pmrun's C core does not load ({error}): install pmrun for this Python, 'pip install --force-reinstall "
+            "pmrun', or 'pip install -e .' in a clone"
+        ) from error
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdecimal():
+        raise UsageError(f"{name}={text!r} is not a number: pmrun sets it, so unset it or start with pmrun")
+    return int(text)
+
+
+def _default_timeout() -> float | None:
+    text = os.environ.get(env.COLLECTIVE_TIMEOUT)
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{env.COLLECTIVE_TIMEOUT}={text!r} is not a number of seconds") from None
+
+
+def _window_descriptor() -> int:
+    """The inherited descriptor, no longer inheritable; -1 where pmrun did not start this process."""
+    if env.WINDOW_FD not in os.environ:
+        if os.environ.get(env.WORLD_SIZE, "1") != "1":
+            raise UsageError(
+                f"{env.WORLD_SIZE} is set, but no window came with it: start the program with pmrun, or unset PMRUN_*"
+            )
+        return -1
+    descriptor = _number(env.WINDOW_FD)
+    try:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        raise UsageError(
+            f"the window that {env.WINDOW_FD}={descriptor} names is not open here: only the process that pmrun "
+            "started is a rank; a program that it starts in turn must not call pm.init() (or unset PMRUN_* for it)"
+        ) from None
+    fcntl.fcntl(descriptor, fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
+    return descriptor
+
+
+def _caller() -> str:
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
+        frame = frame.f_back
+    if frame is None:
+        return "an unknown place"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+# ---- telling why this rank fails ----------------------------------------------------------------------------
+
+
+def _install_hook() -> None:
+    global _previous_hook
+    if sys.excepthook is not _hook:
+        _previous_hook = sys.excepthook
+        sys.excepthook = _hook
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if is_initialized() and isinstance(error, Exception) and not _is_follower(error):
+        _load_native().fail_context(describe(error, trace))
+    _previous_hook(kind, error, trace)
+
+
+def _is_follower(error: BaseException | None) -> bool:
+    """Whether another rank's failure is behind this one: then it is not the first cause."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, CollectiveError):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe(error: BaseException, trace: TracebackType | None) -> str:
+    """One line: what was raised, and the innermost place in the user's files."""
+    text = (str(error).splitlines() or [""])[0]
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = ""
+    for frame in traceback.extract_tb(trace):
+        if not frame.filename.startswith(_OWN_FILES):
+            place = f" ({os.path.basename(frame.filename)}:{frame.lineno} in {frame.name})"
+    return line + place

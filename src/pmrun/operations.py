@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The communicator's operations as functions on the world: `pm.allreduce(x)` is `pm.world.allreduce(x)`.
+
+Invariant: a function here adds nothing to its method but the world, which it looks up at each call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from pmrun.communicator import Communicator
+from pmrun.context import world
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_world(method: Callable[Concatenate[Communicator, P], R]) -> Callable[P, R]:
+    @functools.wraps(method)
+    def operation(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(world(), *args, **kwargs)
+
+    return operation
+
+
+barrier = _on_world(Communicator.barrier)
+broadcast = _on_world(Communicator.broadcast)
+reduce = _on_world(Communicator.reduce)
+allreduce = _on_world(Communicator.allreduce)
+gather = _on_world(Communicator.gather)
+allgather = _on_world(Communicator.allgather)
+scatter = _on_world(Communicator.scatter)
+reduce_scatter = _on_world(Communicator.reduce_scatter)
+alltoall = _on_world(Communicator.alltoall)
+scan = _on_world(Communicator.scan)
+exscan = _on_world(Communicator.exscan)
+gatherv = _on_world(Communicator.gatherv)
+allgatherv = _on_world(Communicator.allgatherv)
+scatterv = _on_world(Communicator.scatterv)
+reduce_scatterv = _on_world(Communicator.reduce_scatterv)
+alltoallv = _on_world(Communicator.alltoallv)
+ibarrier = _on_world(Communicator.ibarrier)
+ibroadcast = _on_world(Communicator.ibroadcast)
+ireduce = _on_world(Communicator.ireduce)
+iallreduce = _on_world(Communicator.iallreduce)
+igather = _on_world(Communicator.igather)
+iallgather = _on_world(Communicator.iallgather)
+iscatter = _on_world(Communicator.iscatter)
+ireduce_scatter = _on_world(Communicator.ireduce_scatter)
+ialltoall = _on_world(Communicator.ialltoall)
+iscan = _on_world(Communicator.iscan)
+iexscan = _on_world(Communicator.iexscan)
+igatherv = _on_world(Communicator.igatherv)
+iallgatherv = _on_world(Communicator.iallgatherv)
+iscatterv = _on_world(Communicator.iscatterv)
+ireduce_scatterv = _on_world(Communicator.ireduce_scatterv)
+ialltoallv = _on_world(Communicator.ialltoallv)
+send = _on_world(Communicator.send)
+recv = _on_world(Communicator.recv)
+sendrecv = _on_world(Communicator.sendrecv)
+probe = _on_world(Communicator.probe)
+isend = _on_world(Communicator.isend)
+irecv = _on_world(Communicator.irecv)
+broadcast_object = _on_world(Communicator.broadcast_object)
+gather_object = _on_world(Communicator.gather_object)
+allgather_object = _on_world(Communicator.allgather_object)
+scatter_object = _on_world(Communicator.scatter_object)
+alltoall_object = _on_world(Communicator.alltoall_object)
+reduce_object = _on_world(Communicator.reduce_object)
+allreduce_object = _on_world(Communicator.allreduce_object)
+send_object = _on_world(Communicator.send_object)
+isend_object = _on_world(Communicator.isend_object)
+recv_object = _on_world(Communicator.recv_object)
+split = _on_world(Communicator.split)
+dup = _on_world(Communicator.dup)
+
+__all__ = [
+    "allgather",
+    "allgather_object",
+    "allgatherv",
+    "allreduce",
+    "allreduce_object",
+    "alltoall",
+    "alltoall_object",
+    "alltoallv",
+    "barrier",
+    "broadcast",
+    "broadcast_object",
+    "dup",
+    "exscan",
+    "gather",
+    "gather_object",
+    "gatherv",
+    "iallgather",
+    "iallgatherv",
+    "iallreduce",
+    "ialltoall",
+    "ialltoallv",
+    "ibarrier",
+    "ibroadcast",
+    "iexscan",
+    "igather",
+    "igatherv",
+    "irecv",
+    "ireduce",
+    "ireduce_scatter",
+    "ireduce_scatterv",
+    "iscan",
+    "iscatter",
+    "iscatterv",
+    "isend",
+    "isend_object",
+    "probe",
+    "recv",
+    "recv_object",
+    "reduce",
+    "reduce_object",
+    "reduce_scatter",
+    "reduce_scatterv",
+    "scan",
+    "scatter",
+    "scatter_object",
+    "scatterv",
+    "send",
+    "send_object",
+    "sendrecv",
+    "split",
+]

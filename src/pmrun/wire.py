@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words that controller and agent say to each other: one tagged union of msgspec structs.
+
+A message is `encode`d to MessagePack and travels as one frame of a link (launcher/link.py). Text that the
+operating system gave us (arguments, environment, paths) travels as bytes, because it need not be UTF-8.
+Ranks are world ranks everywhere. Invariant: `decode` never takes memory for more than `MAX_MESSAGE_BYTES`
+and never returns anything but a `Message`; every other input is a `WireError`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pmrun.errors import PmrunError
+
+VERSION: Final = 1  # of the protocol; both sides name theirs first and refuse another
+MAX_MESSAGE_BYTES: Final = 16 << 20
+MAX_DATA_BYTES: Final = 64 << 10  # of the output or input in one message
+
+OUT: Final = 1  # stream numbers are the rank's descriptor numbers
+ERR: Final = 2
+
+
+class WireError(PmrunError):
+    """Bytes that are not a message of this protocol."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages. Fields are positional on the wire: only ever append, with a default."""
+
+
+# ---- controller to agent ---------------------------------------------------------------------------------
+
+
+class Start(_Message, frozen=True, tag="start"):
+    """Start this node's ranks, all or none."""
+
+    job_id: str
+    attempt: int
+    node_rank: int
+    node_name: str
+    peers: tuple[str, ...]  # addresses of all nodes, in node order
+    main_port: int  # free on the main node
+    first_rank: int  # the node's ranks are consecutive
+    local_world_size: int
+    world_size: int
+    command: tuple[bytes, ...]
+    cwd: bytes | None
+    env: tuple[tuple[bytes, bytes], ...]  # replaces what the agent inherited
+    cpus: tuple[tuple[int, ...], ...]  # by local rank: CPUs it is pinned to, () for no pinning
+    stdin_ranks: tuple[int, ...]  # ranks of this node that are sent the standard input
+    credit_bytes: int  # how much output of each stream may be sent before a Credit comes
+
+
+class Signal(_Message, frozen=True, tag="signal"):
+    """Send this signal to the process group of every rank that runs."""
+
+    number: int
+
+
+class Stop(_Message, frozen=True, tag="stop"):
+    """End the node's ranks: after `settle_s` SIGTERM, `term_s` later SIGKILL to everything they started.
+
+    A later Stop can only shorten the times. `state` and the rest go into the window's abort record, unless
+    one is there: at once when `tell` is true, else together with the SIGTERM.
+    """
+
+    settle_s: float
+    term_s: float
+    state: int
+    rank: int
+    node: str
+    text: str
+    tell: bool
+
+
+class Credit(_Message, frozen=True, tag="credit"):
+    """So many bytes of this stream were written out: as many more may be sent."""
+
+    rank: int
+    stream: int
+    count: int
+
+
+class Stdin(_Message, frozen=True, tag="stdin"):
+    """Standard input for every rank of the node that takes it; empty `data` is its end."""
+
+    data: bytes
+
+
+class Leave(_Message, frozen=True, tag="leave"):
+    """Nothing more will be asked: the agent ends."""
+
+
+# ---- agent to controller ---------------------------------------------------------------------------------
+
+
+class Hello(_Message, frozen=True, tag="hello"):
+    """An agent's first message."""
+
+    version: int
+    node_rank: int
+    pid: int
+
+
+class Started(_Message, frozen=True, tag="started"):
+    """Every rank of the node runs its program; process ids by local rank."""
+
+    pids: tuple[int, ...]
+
+
+class StartFailed(_Message, frozen=True, tag="start_failed"):
+    """A rank of the node could not be started; whatever had been started is being stopped."""
+
+    rank: int  # -1: none in particular
+    text: str  # one line: what, why, remedy
+    code: int  # proposed exit code
+
+
+class RankExited(_Message, frozen=True, tag="exited"):
+    """A rank's process ended. What the report may need comes along, because the culprit is decided later."""
+
+    rank: int
+    pid: int
+    status: int  # exit code, or minus the signal that ended it
+    sent_signal: int  # the last signal that the agent had sent to it, 0: none
+    oom: bool
+    abort_state: int  # the window's abort record as found when this rank ended
+    abort_rank: int
+    abort_text: str
+    out_tail: bytes
+    err_tail: bytes
+    last_call: str  # "allreduce #812 at train.py:44 (inside)", or ""
+
+
+class Output(_Message, frozen=True, tag="out"):
+    """Bytes that a rank wrote, unchanged; empty `data` is the end of the stream."""
+
+    rank: int
+    stream: int
+    data: bytes
+
+
+class StdinCredit(_Message, frozen=True, tag="stdin_credit"):
+    """All ranks of the node took this much input; -1: none of them wants any more."""
+
+    count: int
+
+
+class NodeDone(_Message, frozen=True, tag="done"):
+    """No process of the node's ranks is left, and all their output has been sent."""
+
+    survivors: tuple[int, ...]  # process ids that not even SIGKILL ended
+
+
+Message = (
+    Start | Signal | Stop | Credit | Stdin | Leave
+    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of one message.
+
+    Raises
+    ------
+    WireError
+        The message is longer than a peer would accept.
+    """
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        name = type(message).__name__
+        raise WireError(f"message {name} has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}")
+    return data
+
+
+def decode(data: bytes | bytearray | memoryview) -> Message:
+    """Return the message in `data`, which holds exactly one.
+
+    Raises
+    ------
+    WireError
+        Too long, not MessagePack, an unknown kind of message, or fields of the wrong type.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message of {len(data)} bytes came, the limit is {MAX_MESSAGE_BYTES}")
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"a message that this version of pmrun does not understand: {error}") from error

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C once and twice, SIGTERM, SIGHUP, --timeout: who gets what, how long it takes, which code comes out."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+PYTHON = sys.executable
+HEAD = "import os, signal, sys, time; rank = int(os.environ['PMRUN_RANK'])\n"
+STUBBORN = HEAD + """
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda n, _: print('got', n, flush=True))
+print('ready', flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_interrupt_once_is_graceful(launch):
+    body = HEAD + """
+try:
+    print('ready', flush=True)
+    signal.pause()
+except KeyboardInterrupt:
+    print('saved', rank, flush=True)
+"""
+    job = launch([PYTHON, "-c", body], 4)
+    job.read_until(4)
+    job.signal(signal.SIGINT)
+    rc, out, err = job.finish()
+    assert rc == 130
+    assert out.count(b"saved") == 4
+    assert b"SIGINT: the ranks have 5 s to end (Ctrl-C again: at once)" in err
+    job.assert_nothing_left(0)
+
+
+def test_interrupt_reaches_each_rank_once(launch):
+    job = launch([PYTHON, "-c", STUBBORN], 3, grace_s=0.3)
+    job.read_until(3)
+    job.signal(signal.SIGINT)
+    rc, out, _ = job.finish()
+    assert rc == 130
+    assert out.count(b"got 2") == 3
+    assert out.count(b"got 15") == 3, "SIGTERM when the grace is over"
+    job.assert_nothing_left(0)
+
+
+def test_interrupt_twice_kills(launch):
+    job = launch([PYTHON, "-c", STUBBORN], 4, grace_s=60)
+    job.read_until(4)
+    job.signal(signal.SIGINT)
+    job.read_until(4, b"got 2")
+    begin = time.monotonic()
+    job.signal(signal.SIGINT)
+    rc, _, _ = job.finish()
+    assert rc == 130
+    assert time.monotonic() - begin < 1.5, "0.3 s, with room for a loaded machine"
+    job.assert_nothing_left(0)
+
+
+def test_one_rank_may_end_and_another_still_save(launch):
+    body = HEAD + """
+print('ready', flush=True)
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    if rank == 0:
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.8)
+        signal.pause()
+        print('saved late', flush=True)
+    else:
+        raise
+"""
+    job = launch([PYTHON, "-c", body], 2)
+    job.read_until(2)
+    job.signal(signal.SIGINT)
+    rc, out, _ = job.finish()
+    assert rc == 130
+    assert b"saved late" in out
+
+
+@pytest.mark.parametrize(("number", "rc"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_signals_of_pmrun(launch, number, rc):
+    job = launch([PYTHON, "-c", STUBBORN], 2, grace_s=0.2)
+    job.read_until(2)
+    job.signal(number)
+    got, out, _ = job.finish()
+    assert got == rc
+    assert out.count(b"got %d\n" % number) >= 2
+    job.assert_nothing_left(0)
+
+
+def test_timeout(launch):
+    job = launch([PYTHON, "-c", STUBBORN], 2, timeout_s=1.0, grace_s=0.1)
+    rc, _, err = job.finish()
+    assert rc == 124
+    assert err == b"" or b"pmrun: --timeout of 1 s ran out\n" in err
+    assert b"--timeout of 1 s ran out" in err
+    job.assert_nothing_left(0)
+
+
+def test_signals_work_while_nobody_reads(launch):
+    body = HEAD + "print('ready', flush=True)\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"
+    job = launch([PYTHON, "-c", body], 4)
+    job.read_until(4)
+    ranks = job.ranks()
+    assert len(ranks) == 4
+    job.signal(signal.SIGINT)
+    job.signal(signal.SIGINT)
+    for pid in ranks.values():
+        _wait_gone(pid)
+    rc, _, _ = job.finish()
+    assert rc == 130
+
+
+def _wait_gone(pid):
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    import select
+
+    assert select.select([fd], [], [], 5)[0]
+    os.close(fd)

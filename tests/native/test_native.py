@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every plain C test of this folder, built against the core without Python and run.
+
+--sanitize=address,undefined and --sanitize=thread (make asan, make tsan) build and run them instrumented. A program
+passes by ending with 0; what it printed is shown when it does not.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from native_build import NativeBuild
+
+PROGRAMS = sorted(Path(__file__).parent.glob("test_*.c"))
+TIMEOUT_S = 100  # under a sanitizer; pytest's own limit is a little above
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+
+
+@pytest.fixture(scope="session")
+def native(request: pytest.FixtureRequest) -> NativeBuild:
+    return NativeBuild(request.config.getoption("--sanitize"))
+
+
+@pytest.mark.timeout(600)  # the first one compiles the core
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.stem)
+def test_program(source: Path, native: NativeBuild, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    seed = str(request.config.getoption("--seed"))
+    run = subprocess.run(
+        [native.program(source), seed],
+        cwd=tmp_path,
+        env={**os.environ, **SANITIZER_OPTIONS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == 0, f"{source.name} (seed {seed}) ended with {run.returncode}\n{run.stdout}"

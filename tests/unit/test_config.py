@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options from the environment and from files: what is found, what goes over what, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmrun import env
+from pmrun.errors import UsageError
+from pmrun.launcher import cli, config
+from pmrun.launcher import options as opt
+from pmrun.launcher.command_line import split
+
+
+def values(*arguments: str) -> opt.Values:
+    return cli.read_values(split(arguments))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project" / "deep"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_command_line_goes_over_the_environment_and_that_over_the_file(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "pmrun.toml").write_text('n = 2\ngrace = "1s"\ntimeout = 7\n')
+    monkeypatch.setenv("PMRUN_GRACE", "2")
+    monkeypatch.setenv("PMRUN_TIMEOUT", "8")
+    found = values("--timeout", "9", "x.py")
+    assert (found.get(opt.RANKS), found.get(opt.GRACE), found.get(opt.TIMEOUT)) == (2, 2.0, 9.0)
+
+
+def test_variables_for_the_ranks_add_up_and_the_last_of_a_name_holds(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "pmrun.toml").write_text('[env]\nA = "file"\nB = 1\n')
+    monkeypatch.setenv("PMRUN_ENV", "C='two words' A=variable")
+    assert values("-x", "D=4", "x.py").get(opt.ENV) == (
+        ("A", "file"), ("B", "1"), ("C", "two words"), ("A", "variable"), ("D", "4"),
+    )  # fmt: skip
+
+
+def test_the_nearest_file_is_taken_alone(here: Path) -> None:
+    (here.parent / "pmrun.toml").write_text("n = 3\ngrace = 1\n")
+    assert values("x.py").get(opt.RANKS) == 3
+    (here / "pyproject.toml").write_text('[project]\nname = "not-pmruns-business"\n')
+    assert values("x.py").get(opt.RANKS) == 3
+    (here / "pyproject.toml").write_text("[tool.pmrun]\nn = 4\n")
+    found = values("x.py")
+    assert (found.get(opt.RANKS), found.get(opt.GRACE)) == (4, opt.GRACE.default)
+    (here / "pmrun.toml").write_text("n = 5\n")
+    assert values("x.py").get(opt.RANKS) == 5
+
+
+def test_every_type_of_value(here: Path) -> None:
+    (here / "pmrun.toml").write_text(
+        'n = "auto"\ntag = false\ntimestamp = true\nonly-ranks = [0, "2-3"]\nstdin = 1\nstart-timeout = 0.5\n'
+        'env = ["A=1", "B=2"]\nmap-by = "core"\n'
+    )
+    found = values("x.py")
+    assert found.get(opt.RANKS) is None
+    assert (found.get(opt.TAG), found.get(opt.TIMESTAMP)) == (False, True)
+    assert found.get(opt.ONLY_RANKS) == {0, 2, 3}
+    assert (found.get(opt.STDIN), found.get(opt.START_TIMEOUT)) == (1, 0.5)
+    assert found.get(opt.ENV) == (("A", "1"), ("B", "2"))
+    assert found.get(opt.MAP_BY) == "core"
+
+
+def test_a_switch_can_be_taken_back_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMRUN_TIMESTAMP", "yes")
+    monkeypatch.setenv("PMRUN_TAG", "off")
+    assert (values("x").get(opt.TIMESTAMP), values("x").get(opt.TAG)) == (True, False)
+    again = values("--no-timestamp", "--tag", "x")
+    assert (again.get(opt.TIMESTAMP), again.get(opt.TAG)) == (False, True)
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMRUN_GRACE", "")
+    assert values("x").get(opt.GRACE) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("grce = 5", "{file}: unknown key 'grce' (did you mean grace?); see pmrun --help"),
+        ("help = true", "{file}: unknown key 'help'"),
+        ("dry-run = true", "{file}: unknown key 'dry-run'"),
+        ("start_timeout = 5", "{file}: unknown key 'start_timeout' (did you mean start-timeout?)"),
+        ("grace = 'soon'", "{file}: key 'grace': a time is a number of seconds, or has a unit"),
+        ("grace = true", "{file}: key 'grace': a time is a number of seconds"),
+        ("n = 0", "{file}: key 'n': the number of ranks is a whole number from 1 on"),
+        ("n = 2024-01-01", "{file}: key 'n': a date does not fit here; write it as on the command line"),
+        ("grace = {a = 1}", "{file}: key 'grace': a dict does not fit here"),
+        ("n = ", "{file} is not valid TOML: "),
+        ("n = 1\nn = 2", "{file} is not valid TOML: "),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(text: str, line: str, here: Path) -> None:
+    file = here / "pmrun.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        values("x.py")
+    assert str(caught.value).startswith(line.replace("{file}", str(file)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pmrun_that_is_no_table_is_refused(here: Path) -> None:
+    (here / "pyproject.toml").write_text("[tool]\npmrun = 3\n")
+    with pytest.raises(UsageError, match=r"'tool\.pmrun' is not a table"):
+        values("x.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("PMRUN_N", "many", "PMRUN_N='many' in the environment: the number of ranks is"),
+        ("PMRUN_TAG", "perhaps", "PMRUN_TAG='perhaps' in the environment: a switch is 'true' or 'false'"),
+        ("PMRUN_ENV", "A='", 'PMRUN_ENV="A=\'" in the environment: No closing quotation'),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, text: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError) as caught:
+        values("x.py")
+    assert str(caught.value).startswith(line)
+
+
+def test_no_options_variable_is_one_that_a_rank_sees() -> None:
+    ranks = {value for name, value in vars(env).items() if name.isupper() and name != "OPTION_PREFIX"}
+    assert ranks.isdisjoint(option.variable for option in opt.OPTIONS)
+
+
+def test_settings_are_those_of_the_table_that_may_be_set() -> None:
+    environ = {option.variable: "1" for option in opt.OPTIONS}
+    found = [setting.option.name for setting in config.from_environment(environ)]
+    assert found == [option.name for option in opt.OPTIONS if option.settable]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5", 5.0),
+        ("0.25", 0.25),
+        ("1e2", 100.0),
+        ("250ms", 0.25),
+        ("90s", 90.0),
+        ("5m", 300.0),
+        ("2h", 7200.0),
+        ("0", 0),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert opt.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "5d", "5 parsecs", "-5", "inf", "nan", "5sm", "m5", "1e99"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="a time is a number of seconds"):
+        opt.parse_duration(text)
