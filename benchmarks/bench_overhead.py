@@ -142,9 +142,9 @@ def flood_figures(total_bytes: int) -> list[dict[str, Any]]:
     if process.returncode != 0:
         raise peers.GangFailed(f"pmrun ended with {process.returncode} in the output flood")
     expected = total_bytes // FLOOD_RANKS // (128 * 512) * (128 * 512) * FLOOD_RANKS
-    size = f"{total_bytes / (1 << 30):g} GiB"
+    flood = f"{FLOOD_RANKS} ranks print {total_bytes / (1 << 30):g} GiB"
     return [
-        figure(f"growth of pmrun while {FLOOD_RANKS} ranks print {size} and nobody reads", "MiB", [stalled - samples[0]]),
+        figure(f"growth of pmrun while {flood} and nobody reads", "MiB", [stalled - samples[0]]),
         figure("growth of pmrun until all was read", "MiB", [max(samples) - samples[0]]),
         figure("share of the printed bytes that arrived", "", [received / expected]),
         figure("rate of reading it all", "MiB/s", [received / seconds / (1 << 20)]),

@@ -129,7 +129,8 @@ def summary_section(data: Collectives) -> list[str]:
             continue
         ratios = [comparison.ratio for comparison in found.values()]
         behind = {point: comparison for point, comparison in found.items() if comparison.ratio < 1}
-        rows.append([memory, str(len(found)), f"{geometric_mean(ratios):.2f}×", f"{min(ratios):.2f}×", str(len(behind))])
+        mean, smallest = f"{geometric_mean(ratios):.2f}×", f"{min(ratios):.2f}×"
+        rows.append([memory, str(len(found)), mean, smallest, str(len(behind))])
         for (op, ranks, size), comparison in behind.items():
             lost.append(
                 f"- {memory}: {op}, {ranks} ranks, {human_bytes(size)}: {microseconds(comparison.us)} µs against "
@@ -192,11 +193,12 @@ def figures_section(lines: list[Line]) -> list[str]:
 
 def page(lines: list[Line], data: Collectives) -> str:
     machine = next((line for line in lines if line["kind"] == "machine"), None)
-    parts = ["# Results", "", "Written by benchmarks/bench_report.py; benchmarks/README.md tells what is measured and how."]
+    origin = "Written by benchmarks/bench_report.py; benchmarks/README.md tells what is measured and how."
+    parts = ["# Results", "", origin]
     parts += ["", *(machine_section(machine) if machine else [])]
     if data.rounds:
         parts += ["", "## Collectives", "", *summary_section(data)]
-        parts += ["", "Geometric means of the ratio to the best peer, by operation and ranks:", "", *means_section(data)]
+        parts += ["", "Geometric means of the ratio to the best peer, by operation:", "", *means_section(data)]
         parts += ["", "A size is what one rank puts in:", "", *(f"- {op}: {text}" for op, text in MEANING.items())]
         parts += ["", f"![time per call over message size](../docs/{PLOT.name})", "", *points_section(data)]
     figures = figures_section(lines)

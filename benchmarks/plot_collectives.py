@@ -47,7 +47,7 @@ def draw_curves(axes: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
     axes.tick_params(labelsize=7.5, length=2.5, color="#999999")
     for who, style in STYLES.items():
         if who in curves:
-            sizes, times = zip(*curves[who])
+            sizes, times = zip(*curves[who], strict=True)
             axes.plot(sizes, times, markersize=2.8, label=who, **{"linewidth": 1.2, **style})
 
 
@@ -56,10 +56,10 @@ def draw_bars(axes: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
     names = [who for who in STYLES if who in curves]
     times = [curves[who][0][1] for who in names]
     bars = axes.barh(names, times, color=[STYLES[who]["color"] for who in names], height=0.62)
-    bars[-1].set_label("_")
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 3, max(times) * 12)
-    axes.bar_label(bars, [f"{time:,.0f} µs" if time >= 100 else f"{time:.3g} µs" for time in times], padding=3, fontsize=7.5, color="#444444")
+    labels = [f"{time:,.0f} µs" if time >= 100 else f"{time:.3g} µs" for time in times]
+    axes.bar_label(bars, labels, padding=3, fontsize=7.5, color="#444444")
     axes.tick_params(labelsize=7.5, length=0)
     axes.xaxis.set_major_formatter(FuncFormatter(microseconds))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -75,8 +75,8 @@ def main() -> None:
     figure, grid = pyplot.subplots(
         len(operations), len(worlds), figsize=(4.1 * len(worlds), 2.5 * len(operations) + 0.9), squeeze=False
     )
-    for row, op in zip(grid, operations):
-        for axes, ranks in zip(row, worlds):
+    for row, op in zip(grid, operations, strict=True):
+        for axes, ranks in zip(row, worlds, strict=True):
             axes.set_title(f"{op}, {ranks} ranks", fontsize=9, loc="left", color="#222222")
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
@@ -84,7 +84,10 @@ def main() -> None:
                 axes.spines[side].set_color("#999999")
             if (op, ranks) in panels:
                 (draw_bars if op == "barrier" else draw_curves)(axes, panels[op, ranks])
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+    handles: dict[str, Any] = {}
+    for axes in grid.flat:
+        lines, labels = axes.get_legend_handles_labels()
+        handles.update(zip(labels, lines, strict=True))
     ordered = [who for who in reversed(STYLES) if who in handles]
     figure.legend(
         [handles[who] for who in ordered], ordered, loc="upper center", ncols=len(ordered), frameon=False, fontsize=9

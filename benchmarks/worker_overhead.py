@@ -61,8 +61,8 @@ def copy_seconds(world: Any, source: Any, target: Any, loops: int = 5) -> list[f
 def efficiency(world: Any, module: Any) -> dict[str, list[float]]:
     """Time copies and allreduces of COPY_BYTES in turn. A copy moves 2·M bytes per rank: so does the floor."""
     count = COPY_BYTES // 4
-    private = [np.zeros(count, np.float32), np.ones(count, np.float32)]
-    library = [module.empty(count, np.float32), module.empty(count, np.float32)]
+    private = np.zeros(count, np.float32), np.ones(count, np.float32)
+    library = module.empty(count, np.float32), module.empty(count, np.float32)
     for array in library:
         array[:] = 0
     found: dict[str, list[float]] = {"copy_private_s": [], "copy_library_s": [], "allreduce_s": []}
