@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, help="per gang; points that remain are left out")
     options = parser.parse_args()
     defaults = (1, 3, 4.0, 12.0) if options.quick else (3, 5, 20.0, 120.0)
-    for name, value in zip(("rounds", "loops", "loop_ms", "budget_s"), defaults):
+    for name, value in zip(("rounds", "loops", "loop_ms", "budget_s"), defaults, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options

@@ -59,13 +59,16 @@ class Pmrun:
 
     def operation(self, op: str, send: Floats, recv: Floats) -> Operation:
         world = self.world
+        # pmrun sees blocks as rows, one per rank
+        parts = send.reshape(self.size, -1) if op in ("reduce_scatter", "alltoall") else send
+        rows = recv.reshape(self.size, -1) if op in ("allgather", "alltoall") else recv
         calls: dict[str, Operation] = {
             "barrier": world.barrier,
             "allreduce": lambda: world.allreduce(send, op="sum", out=send),
             "broadcast": lambda: world.broadcast(send, root=0),
-            "allgather": lambda: world.allgather(send, out=recv),
-            "reduce_scatter": lambda: world.reduce_scatter(send, out=recv),
-            "alltoall": lambda: world.alltoall(send, out=recv),
+            "allgather": lambda: world.allgather(send, out=rows),
+            "reduce_scatter": lambda: world.reduce_scatter(parts, out=rows),
+            "alltoall": lambda: world.alltoall(parts, out=rows),
         }
         return calls[op]
 

@@ -98,7 +98,9 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for python in (Path(sys.executable), *(python_of(name) for name in available())):
         lines = subprocess.run([str(python), "-c", query], capture_output=True, text=True, check=True).stdout
-        found.update(line.split() for line in lines.splitlines())
+        for line in lines.splitlines():
+            name, _, version = line.partition(" ")
+            found[name] = version
     return found
 
 
@@ -114,7 +116,9 @@ def openmpi_contenders(ranks: int, cores: int) -> list[Contender]:
     """With a core per rank: pinned, and unpinned with yielding. Oversubscribed: yielding, else a call takes ticks."""
     mpirun = [str(HOME / "openmpi" / "bin" / "mpirun"), "-n", str(ranks)]
     env = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    flags = {"yield": ("--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")}
+    flags: dict[str, tuple[str, ...]] = {
+        "yield": ("--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")
+    }
     if ranks <= cores:
         flags["pinned"] = ("--bind-to", "core")
     python = (str(python_of("openmpi")),)
@@ -136,7 +140,7 @@ def intel_contenders(ranks: int, cores: int) -> list[Contender]:
     """Its own defaults; yielding at once (I_MPI_THREAD_YIELD=3), better where ranks share cores; and unpinned."""
     command = (str(HOME / "intel" / "bin" / "mpiexec"), "-n", str(ranks))
     python = (str(python_of("intel")),)
-    settings = {"default": {}, "yield": {"I_MPI_THREAD_YIELD": "3"}}
+    settings: dict[str, dict[str, str]] = {"default": {}, "yield": {"I_MPI_THREAD_YIELD": "3"}}
     if ranks <= cores:
         settings["unpinned"] = {"I_MPI_PIN": "0"}
     return [

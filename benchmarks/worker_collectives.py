@@ -102,7 +102,7 @@ def main() -> None:
     slowest = binding.maximum(np.array(mine).reshape(-1)).reshape(len(done), options.loops)
     if binding.rank == 0:
         with open(options.out, "w", encoding="utf-8") as file:
-            for (op, size), times in zip(done, slowest):
+            for (op, size), times in zip(done, slowest, strict=True):
                 loops_us = [round(1e6 * float(second), 3) for second in times]
                 file.write(json.dumps({"op": op, "bytes": size, "loops_us": loops_us}) + "\n")
     binding.close()

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import os
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"  # before numpy loads: another number of threads would split the sums elsewhere
+# Before numpy loads: another number of threads would split the sums elsewhere.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
 import hashlib
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -76,10 +77,6 @@ class Layer:
         self.delta = private_empty(rows * outputs).reshape(rows, outputs)  # d loss / d (x @ weights + bias)
         self.velocity[:] = 0
 
-    @staticmethod
-    def size(inputs: int, outputs: int) -> int:
-        return inputs * outputs + outputs
-
     def forward(self, x: Floats, rectify: bool) -> Floats:
         np.matmul(x, self.weights, out=self.output)
         self.output += self.bias
@@ -115,7 +112,7 @@ class Network:
     def __init__(self, world: Any, sizes: list[int], rows: int, memory: str) -> None:
         allocate = library_empty if memory == "library" else private_empty
         self.world = world
-        self.layers = [Layer(i, o, rows, allocate(Layer.size(i, o))) for i, o in zip(sizes, sizes[1:])]
+        self.layers = [Layer(i, o, rows, allocate(i * o + o)) for i, o in itertools.pairwise(sizes)]
         self.column = private_empty(rows).reshape(rows, 1)  # for softmax
 
     def start_from(self, seed: int) -> None:
