@@ -148,11 +148,12 @@ static pmr_status await_room(pmr_task *task, uint32_t chunk, pmr_error *error)
 
 static bool choose_style(pmr_task *task, pmr_entry *entry)
 {
+    entry->style = PMR_STYLE_NONE;
+    if (!pmr_blocks_makes(task, task->comm->rank))
+        return false; /* buffers and counts may be missing here */
     size_t total = pmr_blocks_total(task);
     bool single = pmr_blocks_count(task) == 1;
-    if (!pmr_blocks_makes(task, task->comm->rank))
-        entry->style = PMR_STYLE_NONE;
-    else if (single && total <= PMR_INLINE_BYTES)
+    if (single && total <= PMR_INLINE_BYTES)
         entry->style = PMR_STYLE_INLINE;
     else if (total + table_bytes(task) <= PMR_SLOT_BYTES)
         entry->style = PMR_STYLE_SLOT;

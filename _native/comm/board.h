@@ -24,7 +24,7 @@
 #define PMR_CHUNK_BYTES_MAX 524288u
 #define PMR_HALF_BYTES (PMR_CHUNK_SLOTS * PMR_CHUNK_BYTES_MAX)
 #define PMR_TURN_BYTES 262144u          /* a chunk of coll/allreduce_symmetric.c */
-#define PMR_RING_SLOTS 64u              /* chunks of the one-way collectives: 4 MiB, more than a core's own cache */
+#define PMR_RING_SLOTS 32u              /* chunks of the one-way collectives: 2 MiB, more than a core keeps for itself */
 #define PMR_RING_BYTES 65536u
 #define PMR_PAIRS_BYTES 524288u         /* what a rank shares with all others in coll/exchange.c */
 #define PMR_INLINE_BYTES 32u            /* a message beside its entry */
@@ -41,8 +41,7 @@ enum pmr_style {
 typedef struct pmr_entry {  /* one cache line, written before `seq` is raised */
     pmr_flag seq;           /* number of the call that is in this slot */
     uint64_t fingerprint;
-    uint16_t style;
-    uint16_t recv_exposed;
+    uint32_t style;
     uint32_t in_base;       /* the member's `in` when the call began */
     uint32_t out_base;      /* the member's `out` when the call began */
     uint32_t steps;         /* chunks it stages in this call */
