@@ -49,8 +49,7 @@ def map_by_core(local_world_size: int, groups: list[tuple[int, ...]]) -> tuple[t
         return tuple(groups[rank % len(groups)] for rank in range(local_world_size))
     bounds = [rank * len(groups) // local_world_size for rank in range(local_world_size + 1)]
     return tuple(
-        tuple(cpu for group in groups[begin:end] for cpu in group)
-        for begin, end in itertools.pairwise(bounds)
+        tuple(cpu for group in groups[begin:end] for cpu in group) for begin, end in itertools.pairwise(bounds)
     )
 
 

@@ -141,5 +141,3 @@ def _open_standard_fds() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is `fd`
-
-

@@ -124,8 +124,7 @@ def test_too_few_descriptors_is_said_before_the_start(launch):
     rc, out, err = launch(["echo", "started"], 64, preexec=few).finish()
     assert (rc, out) == (2, b"")
     assert err == (
-        b"pmrun: 64 ranks need 224 open files, the hard limit is 100: "
-        b"raise it (ulimit -Hn) or start at most 22 ranks\n"
+        b"pmrun: 64 ranks need 224 open files, the hard limit is 100: raise it (ulimit -Hn) or start at most 22 ranks\n"
     )
     rc, out, _ = launch(["echo", "started"], 22, preexec=few).finish()
     assert rc == 0 and out.count(b"started") == 22
