@@ -63,7 +63,7 @@ def place_local(job: Job, node_name: str) -> Node:
 
 def _siblings(cpu: int, root: str) -> set[int]:
     try:
-        with open(f"{root}/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+        with open(f"{root}/cpu{cpu}/topology/thread_siblings_list", encoding="utf-8") as file:
             text = file.read().strip()
     except OSError:
         return {cpu}

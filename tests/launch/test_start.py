@@ -130,6 +130,18 @@ def test_too_few_descriptors_is_said_before_the_start(launch):
     assert rc == 0 and out.count(b"started") == 22
 
 
+def test_too_small_a_file_size_is_one_line(launch):
+    small = 64 << 10
+
+    def tiny():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (small, small))
+
+    rc, out, err = launch(["echo", "started"], 2, preexec=tiny).finish()
+    assert (rc, out) == (75, b"")
+    assert err.startswith(b"pmrun: cannot make the ranks' shared memory: File too large; check the limits")
+    assert err.count(b"\n") == 1
+
+
 def test_too_many_ranks_for_a_node(launch):
     rc, out, err = launch(["echo", "started"], 100_000).finish()
     assert (rc, out) == (2, b"")
