@@ -113,6 +113,9 @@ tidy: $(VENV)/.dev
 
 # ---- sanitizers -------------------------------------------------------------------------------------------
 
+# Those that reach the core through Python; a process takes some ten times as long here.
+ASAN_TESTS ?= tests/gang tests/unit
+
 build/asan/.built: $(VENV)/.dev $(NATIVE) setup.py
 	@echo "building the extension under AddressSanitizer"
 	@export PMRUN_SANITIZE=address,undefined; $(QUIETLY) $(BIN)/python setup.py --quiet \
@@ -125,7 +128,7 @@ asan: build/asan/.built
 	export LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" PYTHONMALLOC=malloc PYTHONPATH=build/asan; \
 	export ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0; \
 	$(BIN)/python -c 'import pmrun._native as n; assert "build/asan" in n.__file__, n.__file__'; \
-	$(BIN)/python -m pytest tests/gang tests/unit
+	$(BIN)/python -m pytest $(ASAN_TESTS)
 
 tsan: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/native --sanitize=thread

@@ -109,13 +109,11 @@ class Controller:
             assert self._outcome is not None
             self._display.end_streams(self._job.world_size, time.monotonic())
             self._serve(self._flushing)
-            for node in self._nodes:
-                node.close()
+            self._close_nodes()
             self._report(self._outcome)
             self._serve(self._flushing)
         finally:
-            for node in self._nodes:
-                node.close()
+            self._close_nodes()
             self._inbox.close()
             signal.signal(signal.SIGTTIN, reading_before)
             self._display.close()
@@ -143,6 +141,17 @@ class Controller:
             if self._display.stdout.closed and self._gang.cause is None:
                 self._on_output_closed(self._display.stdout.problem)
 
+    def _forget(self, number: int) -> None:
+        """Nothing more is said to or heard from a node."""
+        if number not in self._lost:
+            self._lost.add(number)
+            self._poller.forget(self._nodes[number].link.fileno())
+
+    def _close_nodes(self) -> None:
+        for number, node in enumerate(self._nodes):
+            self._forget(number)
+            node.close()
+
     def _report(self, outcome: gang.Outcome) -> None:
         if outcome.cause is not None or outcome.survivors:
             from pmrun.launcher import report  # most jobs end well and need not pay for it
@@ -163,6 +172,7 @@ class Controller:
         try:
             messages = link.receive()
         except LinkLost as error:
+            self._forget(number)
             self._do(self._gang.on_link_lost(number, str(error)))
             return
         now = time.monotonic()
@@ -206,8 +216,7 @@ class Controller:
             elif isinstance(action, gang.Say):
                 self._display.say(f"pmrun: {action.text}\n")
             elif isinstance(action, gang.Sweep):
-                self._lost.add(action.node)
-                self._poller.forget(self._nodes[action.node].link.fileno())
+                self._forget(action.node)
                 self._nodes[action.node].sweep()
             else:
                 self._outcome = action.outcome

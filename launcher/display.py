@@ -116,7 +116,7 @@ class Display:
             for rank in range(world_size):
                 for stream, suffix in ((wire.OUT, "out"), (wire.ERR, "err")):
                     path = os.path.join(folder, f"rank-{rank}.{suffix}")
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
                     self._files[rank, stream] = os.open(path, flags, 0o666)
         except OSError as error:
             self._drop_files()

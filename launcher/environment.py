@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment of a rank, made from what its agent inherited, the job's own additions and its place.
 
-Pure functions over bytes. Invariant: what the user set for OMP_NUM_THREADS and PYTHONUNBUFFERED stays, and
-what the job itself sets for MASTER_ADDR and MASTER_PORT; the rest of the names is about this gang and always
-replaced, so that a pmrun inside a pmrun is right too.
+Pure functions over bytes. Invariant: what the user set for the number of threads and for buffering stays, and
+so does a meeting point for torch that the job itself names; the rest is about this gang and always replaced,
+so that a pmrun inside a pmrun is right too.
 """
 
 from __future__ import annotations

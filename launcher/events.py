@@ -32,7 +32,8 @@ class EventLog:
         if path is None:
             return
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hold us
+            self._fd = os.open(path, flags, 0o666)
         except OSError as error:
             raise UsageError(f"--json-events: cannot write {path!r}: {error.strerror}; name another file") from error
 

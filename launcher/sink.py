@@ -16,7 +16,7 @@ import socket
 import stat
 from typing import Final
 
-_PROMISED_BYTES: Final = 512  # room that a writable pipe (a page) or terminal surely has
+_PROMISED_BYTES: Final = 256  # room that a writable pipe (a page) or terminal surely has
 
 
 class _Way(enum.Enum):

@@ -43,6 +43,8 @@ class NativeBuild:
         self._sanitize = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
         if not sanitize:
             self._sanitize = []
+        if sanitize == "thread":
+            self._flags.append("-Wno-tsan")  # gcc warns that it does not model fences
 
     def program(self, source: Path) -> Path:
         """The test program of one C file, linked with the whole core. AssertionError with the compiler's words."""

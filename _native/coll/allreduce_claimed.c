@@ -14,14 +14,12 @@
  * ready, so all of it had been read; and slices of chunk i + 1 are reduced only when all have arrived at it, which each did
  * after it had copied out chunk i - 1. The same holds from call to call, so nothing needs to be drained.
  */
-#include <stdlib.h>
 #include "coll/coll.h"
 
 enum { ENTER = 0, MEET, LATE_STAGE, CLAIM, COLLECT };
-static size_t TUNE_CHUNK(void){static size_t v; if(!v){const char*e=getenv("T_CHUNK"); v=e?(size_t)atol(e):131072;} return v;}
-static size_t TUNE_SLICE(void){static size_t v; if(!v){const char*e=getenv("T_SLICE"); v=e?(size_t)atol(e):32768;} return v;}
-#define CHUNK_BYTES TUNE_CHUNK()
-#define SLICE_BYTES TUNE_SLICE()
+#define CHUNK_BYTES 131072u         /* of a long message: the benches of all ranks stay in the caches */
+#define SINGLE_BYTES_MAX 524288u    /* up to here one chunk: fewer meetings count for more */
+#define SLICE_BYTES 16384u
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -168,7 +166,7 @@ static pmr_status enter(pmr_task *task)
     bool exposed = pmr_task_in_heap(task, task->bytes, task->bytes);
     task->exposed = false;
     task->staged = 0;
-    task->chunk_items = CHUNK_BYTES / task->item_bytes;
+    task->chunk_items = (task->bytes <= SINGLE_BYTES_MAX ? SINGLE_BYTES_MAX : CHUNK_BYTES) / task->item_bytes;
     task->steps = (uint32_t)((task->call->count + task->chunk_items - 1) / task->chunk_items);
     pmr_entry *entry = pmr_task_entry(task);
     entry->style = exposed ? PMR_STYLE_EXPOSED : PMR_STYLE_STAGED;
@@ -186,9 +184,7 @@ static pmr_status enter(pmr_task *task)
  * stage now, and all meet once more before the first claim. True: go on; false: meet. */
 static bool settle(pmr_task *task)
 {
-    uint32_t exposed = 0;
-    for (uint32_t rank = 0; rank < task->comm->size; rank++)
-        exposed += pmr_comm_entry(task->comm, rank, task->seq)->style == PMR_STYLE_EXPOSED;
+    uint32_t exposed = pmr_task_exposed_ranks(task);
     task->exposed = exposed == task->comm->size;
     if (task->exposed) {
         task->chunk_items = task->call->count;

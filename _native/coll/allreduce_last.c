@@ -22,13 +22,11 @@ static void contribute(pmr_task *task)
     pmr_comm *comm = task->comm;
     const pmr_call *call = task->call;
     pmr_entry *entry = pmr_task_entry(task);
-    entry->recv_exposed = 0;
     if (task->bytes <= PMR_INLINE_BYTES) {
         entry->style = PMR_STYLE_INLINE;
         memcpy(entry->payload, call->send, task->bytes);
     } else if (pmr_task_in_heap(task, task->bytes, task->bytes)) {
         entry->style = PMR_STYLE_EXPOSED;
-        entry->recv_exposed = 1;
         entry->send_offset = pmr_comm_offset(comm, call->send);
         entry->recv_offset = pmr_comm_offset(comm, call->recv);
     } else {
@@ -47,28 +45,20 @@ static void reduce_for_all(pmr_task *task)
     uint32_t exposed = 0;
     for (uint32_t rank = 0; rank < comm->size; rank++) {
         pmr_entry *entry = pmr_comm_entry(comm, rank, task->seq);
-        if (entry->style == PMR_STYLE_INLINE)
+        if (entry->style == PMR_STYLE_INLINE) {
             source[rank] = entry->payload;
-        else if (entry->style == PMR_STYLE_SLOT)
+        } else if (entry->style == PMR_STYLE_SLOT) {
             source[rank] = pmr_comm_bench(comm, rank, 0);
-        else
+        } else {
             source[rank] = pmr_comm_address(comm, entry->send_offset);
-        if (entry->recv_exposed)
             target[exposed++] = pmr_comm_address(comm, entry->recv_offset);
+        }
     }
     pmr_reduce_fn reduce = pmr_reduce_lookup(call->op, call->dtype);
     if (exposed == comm->size)
         pmr_reduce_push(reduce, call->dtype, target, exposed, source, comm->size, call->count);
     else
         reduce(pmr_comm_result(comm, 0), source, comm->size, call->count);
-}
-
-static bool all_exposed(const pmr_task *task)
-{
-    for (uint32_t rank = 0; rank < task->comm->size; rank++)
-        if (!pmr_comm_entry(task->comm, rank, task->seq)->recv_exposed)
-            return false;
-    return true;
 }
 
 static pmr_status step(pmr_task *task, pmr_error *error)
@@ -94,7 +84,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
     status = pmr_task_await_open(task);
     if (status || task->bytes == 0)
         return status;
-    if (!pmr_task_entry(task)->recv_exposed || !all_exposed(task))
+    if (pmr_task_exposed_ranks(task) != comm->size)
         memcpy(call->recv, pmr_comm_result(comm, 0), task->bytes);
     return PMR_OK;
 }

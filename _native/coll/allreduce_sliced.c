@@ -171,14 +171,6 @@ static pmr_status enter(pmr_task *task)
     return PMR_OK;
 }
 
-static bool all_exposed(const pmr_task *task)
-{
-    for (uint32_t rank = 0; rank < task->comm->size; rank++)
-        if (pmr_comm_entry(task->comm, rank, task->seq)->style != PMR_STYLE_EXPOSED)
-            return false;
-    return true;
-}
-
 static pmr_status step(pmr_task *task, pmr_error *error)
 {
     pmr_status status;
@@ -192,7 +184,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         status = pmr_task_gather(task, error);
         if (status)
             return status;
-        if (task->exposed && all_exposed(task))
+        if (task->exposed && pmr_task_exposed_ranks(task) == task->comm->size)
             return pmr_in_place_step(task);
         task->phase = PIPELINE;
     }

@@ -94,14 +94,6 @@ static pmr_status enter(pmr_task *task)
     return PMR_OK;
 }
 
-static uint32_t count_exposed(const pmr_task *task)
-{
-    uint32_t exposed = 0;
-    for (uint32_t rank = 0; rank < task->comm->size; rank++)
-        exposed += pmr_comm_entry(task->comm, rank, task->seq)->style == PMR_STYLE_EXPOSED;
-    return exposed;
-}
-
 static pmr_status run_chunks(pmr_task *task)
 {
     for (; task->step < task->steps; task->step++, task->phase = SHOW) {
@@ -133,7 +125,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         status = pmr_task_gather(task, error);
         if (status)
             return status;
-        uint32_t exposed = count_exposed(task);
+        uint32_t exposed = pmr_task_exposed_ranks(task);
         if (exposed == task->comm->size)
             return pmr_in_place_step(task);
         task->phase = SHOW;

@@ -47,6 +47,15 @@ static inline bool pmr_task_in_heap(const pmr_task *task, size_t send_bytes, siz
            pmr_comm_covers(task->comm, task->call->recv, recv_bytes);
 }
 
+/* How many ranks of a call that all have entered hold all its buffers in the heap. */
+static inline uint32_t pmr_task_exposed_ranks(const pmr_task *task)
+{
+    uint32_t exposed = 0;
+    for (uint32_t rank = 0; rank < task->comm->size; rank++)
+        exposed += pmr_comm_entry(task->comm, rank, task->seq)->style == PMR_STYLE_EXPOSED;
+    return exposed;
+}
+
 /* Allreduce of arrays that all lie in the heap; in_place.c. Begun after all have entered. */
 pmr_status pmr_in_place_step(pmr_task *task);
 

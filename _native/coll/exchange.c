@@ -139,14 +139,6 @@ static void copy_own(pmr_task *task)
         memmove(to.data, from.data, from.bytes);
 }
 
-static bool all_exposed(const pmr_task *task)
-{
-    for (uint32_t rank = 0; rank < task->comm->size; rank++)
-        if (pmr_comm_entry(task->comm, rank, task->seq)->style != PMR_STYLE_EXPOSED)
-            return false;
-    return true;
-}
-
 static pmr_status run_chunks(pmr_task *task)
 {
     uint32_t steps = task->exposed ? 1 : task->steps;
@@ -188,7 +180,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         status = pmr_task_gather(task, error);
         if (status)
             return status;
-        task->exposed = all_exposed(task);
+        task->exposed = pmr_task_exposed_ranks(task) == task->comm->size;
         copy_own(task);
         task->phase = SHOW;
     }

@@ -10,12 +10,12 @@
  * reducing taker waits for a chunk of all makers and reduces them in one pass in canonical order.
  *
  * Phases: enter, look at the entries of all one takes from (fingerprints, counts), pull. Bytes per maker: M copied to
- * shared memory unless in the heap; per taker: what it takes, read and written once.
+ * shared memory unless in the heap; per taker: what it takes, read and written once. A line that another core read last is slow to
+ * write, so chunks go round a ring larger than a core's own cache.
  */
 #include "coll/blocks.h"
 
 enum { ENTER = 0, LOOK, STAGE, TAKE, RELEASE };
-#define CHUNK_BYTES 262144u
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -28,8 +28,22 @@ static size_t limit(const pmr_comm *comm, pmr_kind kind)
 /* Bytes of a block that one chunk holds. */
 static size_t block_chunk(const pmr_task *task)
 {
-    size_t bytes = CHUNK_BYTES / pmr_blocks_count(task) / PMR_LINE * PMR_LINE;
+    size_t bytes = PMR_RING_BYTES / pmr_blocks_count(task) / PMR_LINE * PMR_LINE;
     return bytes ? bytes : PMR_LINE;
+}
+
+/* Slots of each ring in use: where all ranks make, the rings together stay within the size of one. */
+static uint32_t ring_slots(const pmr_task *task)
+{
+    uint32_t makers = pmr_task_is(task, PMR_FROM_ROOT) ? 1 : task->comm->size;
+    uint32_t slots = PMR_RING_SLOTS / makers;
+    return slots < 4 ? 4 : slots;
+}
+
+/* Where the chunk lies: rings go on from call to call, so that lines are old when they are written again. */
+static uint32_t ring_slot(const pmr_task *task, const pmr_entry *entry, uint32_t chunk)
+{
+    return (entry->in_base + chunk) % ring_slots(task);
 }
 
 static size_t part_of(size_t bytes, size_t chunk_bytes, uint32_t chunk)
@@ -93,7 +107,9 @@ static void stage(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
     size_t room = block_chunk(task);
-    uint8_t *to = pmr_comm_chunk(comm, comm->rank, task->seq, chunk);
+    uint32_t slot = ring_slot(task, pmr_task_entry(task), chunk);
+    uint8_t *to = pmr_comm_ring(comm, comm->rank, slot);
+    comm->ring_busy[slot] = task->seq;
     uint32_t count = pmr_blocks_count(task);
     for (uint32_t b = 0; b < count; b++) {
         if (count > 1 && b == comm->rank)
@@ -107,12 +123,12 @@ static void stage(pmr_task *task, uint32_t chunk)
     pmr_flag_set(&comm->me->in, pmr_task_entry(task)->in_base + task->staged);
 }
 
-/* All takers have emptied the chunk that lies where `chunk` is to be staged. */
+/* All takers have emptied the chunk, of this call or an earlier one, that lies where `chunk` is to be staged. */
 static pmr_status await_room(pmr_task *task, uint32_t chunk, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
-    if (chunk < PMR_CHUNK_SLOTS)
-        return PMR_OK;
+    if (chunk < ring_slots(task))
+        return pmr_task_drain(task, comm->ring_busy[ring_slot(task, pmr_task_entry(task), chunk)]);
     for (; task->cursor < comm->size; task->cursor++) {
         uint32_t taker = task->cursor;
         if (!pmr_blocks_takes(task, taker, comm->rank))
@@ -122,7 +138,7 @@ static pmr_status await_room(pmr_task *task, uint32_t chunk, pmr_error *error)
         if (!entry)
             return status;
         pmr_flag *out = &pmr_comm_member(comm, taker)->out;
-        uint32_t target = entry->out_base + chunk + 1 - PMR_CHUNK_SLOTS;
+        uint32_t target = entry->out_base + chunk + 1 - ring_slots(task);
         if (!pmr_flag_reached(out, target))
             return pmr_task_want(task, out, target);
     }
@@ -132,11 +148,12 @@ static pmr_status await_room(pmr_task *task, uint32_t chunk, pmr_error *error)
 
 static bool choose_style(pmr_task *task, pmr_entry *entry)
 {
+    entry->style = PMR_STYLE_NONE;
+    if (!pmr_blocks_makes(task, task->comm->rank))
+        return false; /* buffers and counts may be missing here */
     size_t total = pmr_blocks_total(task);
     bool single = pmr_blocks_count(task) == 1;
-    if (!pmr_blocks_makes(task, task->comm->rank))
-        entry->style = PMR_STYLE_NONE;
-    else if (single && total <= PMR_INLINE_BYTES)
+    if (single && total <= PMR_INLINE_BYTES)
         entry->style = PMR_STYLE_INLINE;
     else if (total + table_bytes(task) <= PMR_SLOT_BYTES)
         entry->style = PMR_STYLE_SLOT;
@@ -145,7 +162,7 @@ static bool choose_style(pmr_task *task, pmr_entry *entry)
     return entry->style == PMR_STYLE_STAGED;
 }
 
-static pmr_status enter(pmr_task *task)
+static pmr_status enter(pmr_task *task, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
     pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
@@ -153,15 +170,14 @@ static pmr_status enter(pmr_task *task)
         return status;
     pmr_entry *entry = pmr_task_entry(task);
     bool staging = choose_style(task, entry);
+    entry->in_base = atomic_load_explicit(&comm->me->in.value, memory_order_relaxed);
     if (staging) {
-        status = pmr_task_drain(task, comm->half_busy[task->seq % 2]);
+        status = await_room(task, 0, error);
         if (status)
             return status;
-        comm->half_busy[task->seq % 2] = task->seq;
     }
     size_t total = entry->style == PMR_STYLE_NONE ? 0 : pmr_blocks_total(task);
     task->staged = task->published = 0;
-    entry->in_base = atomic_load_explicit(&comm->me->in.value, memory_order_relaxed);
     entry->out_base = atomic_load_explicit(&comm->me->out.value, memory_order_relaxed);
     /* Never take faster than stage: a call in place overwrites what is yet to be staged. */
     task->steps = staging ? steps_of(task) : 0;
@@ -194,7 +210,7 @@ static const uint8_t *locate(const pmr_task *task, uint32_t maker, uint32_t chun
     if (entry->style == PMR_STYLE_INLINE)
         return entry->payload + at;
     if (entry->style == PMR_STYLE_STAGED)
-        return pmr_comm_chunk(comm, maker, task->seq, chunk) + block * block_chunk(task);
+        return pmr_comm_ring(comm, maker, ring_slot(task, entry, chunk)) + block * block_chunk(task);
     uint64_t offset = table_bytes(task) ? ((const block_place *)(const void *)slot)[block].offset
                                         : pmr_block_offset(task, block, expected);
     if (entry->style == PMR_STYLE_SLOT)
@@ -371,7 +387,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
 {
     pmr_status status;
     if (task->phase == ENTER) {
-        status = enter(task);
+        status = enter(task, error);
         if (status)
             return status;
         task->phase = LOOK;

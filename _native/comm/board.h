@@ -4,8 +4,8 @@
  *
  * The nouns: an *entry* says "I am in call number s, and this is my call"; a *gate* lets the last to arrive act for
  * all; a *slot* holds a small message of one call; *staging* holds the chunks of large ones, in two halves, for
- * even and odd calls; *turns* and *benches* are the same for one algorithm each, whose protocol needs only two chunks
- * per rank, so that they stay in the caches. All counters only grow; all memory starts as zero.
+ * even and odd calls; *rings*, *turns*, *pairs* and *benches* are the same for one algorithm each, laid out so that what is
+ * written was not read last by another core (rings) or was read last by this one (turns, pairs). All counters only grow; all memory starts as zero.
  * Invariant: every line has one writer at a time: its member, or (gates, results, claims) the rank that the
  * protocol of the algorithm names.
  */
@@ -24,6 +24,8 @@
 #define PMR_CHUNK_BYTES_MAX 524288u
 #define PMR_HALF_BYTES (PMR_CHUNK_SLOTS * PMR_CHUNK_BYTES_MAX)
 #define PMR_TURN_BYTES 262144u          /* a chunk of coll/allreduce_symmetric.c */
+#define PMR_RING_SLOTS 32u              /* chunks of the one-way collectives: 2 MiB, more than a core keeps for itself */
+#define PMR_RING_BYTES 65536u
 #define PMR_PAIRS_BYTES 524288u         /* what a rank shares with all others in coll/exchange.c */
 #define PMR_INLINE_BYTES 32u            /* a message beside its entry */
 
@@ -32,15 +34,14 @@ enum pmr_style {
     PMR_STYLE_NONE = 0,     /* nothing to be had from this rank */
     PMR_STYLE_INLINE,       /* in the entry */
     PMR_STYLE_SLOT,         /* in the slot of this call */
-    PMR_STYLE_STAGED,       /* in staging, chunk by chunk as `in` grows */
+    PMR_STYLE_STAGED,       /* in shared memory, chunk by chunk */
     PMR_STYLE_EXPOSED       /* in the heap, at `send_offset` */
 };
 
 typedef struct pmr_entry {  /* one cache line, written before `seq` is raised */
     pmr_flag seq;           /* number of the call that is in this slot */
     uint64_t fingerprint;
-    uint16_t style;
-    uint16_t recv_exposed;
+    uint32_t style;
     uint32_t in_base;       /* the member's `in` when the call began */
     uint32_t out_base;      /* the member's `out` when the call began */
     uint32_t steps;         /* chunks it stages in this call */
@@ -89,6 +90,7 @@ typedef struct pmr_board {
 typedef struct pmr_board_layout {
     size_t slots;       /* [member][PMR_ENTRY_SLOTS][PMR_SLOT_BYTES] */
     size_t staging;     /* [member][2][PMR_CHUNK_SLOTS][PMR_CHUNK_BYTES_MAX] */
+    size_t rings;       /* [member][PMR_RING_SLOTS][PMR_RING_BYTES] */
     size_t turns;       /* [member][2][PMR_TURN_BYTES] */
     size_t pairs;       /* [member][PMR_PAIRS_BYTES] */
     size_t benches;     /* [member][2][PMR_CHUNK_BYTES_MAX]: what ranks bring to a gate */
@@ -102,7 +104,8 @@ static inline pmr_board_layout pmr_board_layout_of(uint32_t size)
     size_t members = sizeof(pmr_board) + (size_t)size * sizeof(pmr_member);
     layout.slots = (members + 4095) / 4096 * 4096;
     layout.staging = layout.slots + (size_t)size * PMR_ENTRY_SLOTS * PMR_SLOT_BYTES;
-    layout.turns = layout.staging + (size_t)size * 2 * PMR_HALF_BYTES;
+    layout.rings = layout.staging + (size_t)size * 2 * PMR_HALF_BYTES;
+    layout.turns = layout.rings + (size_t)size * PMR_RING_SLOTS * PMR_RING_BYTES;
     layout.pairs = layout.turns + (size_t)size * 2 * PMR_TURN_BYTES;
     layout.benches = layout.pairs + (size_t)size * PMR_PAIRS_BYTES;
     layout.results = layout.benches + (size_t)size * 2 * PMR_CHUNK_BYTES_MAX;

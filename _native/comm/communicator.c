@@ -28,6 +28,7 @@ pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, ui
     comm->me = &board->member[rank];
     comm->slots = base + layout.slots;
     comm->staging = base + layout.staging;
+    comm->rings = base + layout.rings;
     comm->turn_chunks = base + layout.turns;
     comm->pairs = base + layout.pairs;
     comm->benches = base + layout.benches;

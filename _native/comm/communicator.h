@@ -74,8 +74,9 @@ struct pmr_comm {
     pmr_watch watch;
     /* cold */
     pmr_context *context;
-    uint8_t *slots, *staging, *turn_chunks, *pairs, *benches, *results;
+    uint8_t *slots, *staging, *rings, *turn_chunks, *pairs, *benches, *results;
     uint32_t half_busy[2];      /* last call that used that half of this rank's staging */
+    uint32_t ring_busy[PMR_RING_SLOTS];     /* last call that used that slot of this rank's ring */
     uint32_t turns;             /* chunks shown by every member, so far */
     uint32_t exchanges;         /* chunks exchanged by every pair, so far */
     uint32_t slice_meetings;    /* chunks whose slices were claimed, so far */
@@ -135,6 +136,11 @@ static inline uint8_t *pmr_comm_chunk(const pmr_comm *comm, uint32_t rank, uint3
 {
     return comm->staging + ((size_t)rank * 2 + seq % 2) * PMR_HALF_BYTES +
            (size_t)(step % PMR_CHUNK_SLOTS) * PMR_CHUNK_BYTES_MAX;
+}
+
+static inline uint8_t *pmr_comm_ring(const pmr_comm *comm, uint32_t rank, uint32_t slot)
+{
+    return comm->rings + ((size_t)rank * PMR_RING_SLOTS + slot) * PMR_RING_BYTES;
 }
 
 /* The n-th chunk, over all calls, that `rank` shows. Two ranks exchange their buffers each time: a rank writes where it read last,

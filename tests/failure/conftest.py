@@ -1,30 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `launch` fixture; its code is in launched.py beside this file, shared with tests/failure."""
+"""The fixtures of tests/launch, which these tests share."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
-import pytest
-
-
-def _load():
-    name = "pmrun_tests_launched"
-    if name not in sys.modules:
-        path = Path(__file__).resolve().parents[1] / "launch" / "launched.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-@pytest.fixture
-def launch():
-    """Start a job: `launch([sys.executable, "-c", code], world_size, **job_fields)`."""
-    yield from _load().fixtures()
-
-
-@pytest.fixture
-def launched():
-    """The helpers of launched.py."""
-    return _load()
+_spec = importlib.util.spec_from_file_location(
+    "pmrun_tests_launch_fixtures", Path(__file__).resolve().parents[1] / "launch" / "conftest.py"
+)
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+launch = _module.launch
+launched = _module.launched

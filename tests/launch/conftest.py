@@ -11,7 +11,7 @@ import pytest
 def _load():
     name = "pmrun_tests_launched"
     if name not in sys.modules:
-        path = Path(__file__).resolve().parents[1] / "launch" / "launched.py"
+        path = Path(__file__).resolve().with_name("launched.py")
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

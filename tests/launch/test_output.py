@@ -212,3 +212,19 @@ def test_full_disk_under_the_standard_output(launch):
     assert rc == 74
     assert err == b"pmrun: cannot write the standard output: No space left on device\n"
     job.assert_nothing_left(0)
+
+
+def test_stalled_reader_after_the_end_costs_no_time(launch, launched):
+    read, write = os.pipe()
+    job = launch([PYTHON, "-c", HEAD + "os.write(2, b'z' * 99999 + b'\\n'); os._exit(5)"], 2, stderr=write)
+    os.close(write)
+    launched.until(lambda: not job.ranks(), "the gang is over while nobody reads")
+    launched.until_idle([job.pid], "pmrun waits without spinning")
+    out = b""
+    while data := os.read(read, 65536):
+        out += data
+    os.close(read)
+    assert job.process.wait(30) == 5
+    assert out.count(b"z" * 99999) == 2
+    assert b"failed first: exit code 5" in out
+    job.assert_nothing_left(0)

@@ -166,6 +166,13 @@ def test_events_file_that_cannot_be_written(launch):
     assert err == b"pmrun: --json-events: cannot write '/no/such/place': No such file or directory; name another file\n"
 
 
+def test_events_to_a_fifo_that_nobody_reads(launch, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    rc, _, err = launch(["true"], 1, json_events=str(tmp_path / "fifo")).finish()
+    assert rc == 2
+    assert b"No such device or address" in err
+
+
 def test_descriptors_of_the_shell_reach_the_ranks(launch):
     read, write = os.pipe()
     os.write(write, b"given")
