@@ -8,6 +8,11 @@ in the form that the input had. Invariants: errors become exceptions in `check` 
 buffer in the core's hands; nothing here knows how a collective works.
 """
 
+cdef extern from *:
+    """
+    #define NPY_TARGET_VERSION NPY_1_23_API_VERSION /* numpy's allocator hook; older headers leave it out */
+    """
+
 cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred

@@ -114,7 +114,10 @@ cdef cnp.ndarray as_array_rare(object thing, Element *element):
         return np.asarray(thing)
     if isinstance(thing, (bool, int, float, complex, np.generic)):
         element.form = FORM_SCALAR
-        return np.asarray(thing)
+        array = np.asarray(thing)
+        if array.dtype.hasobject:
+            raise errors.UsageError("this int does not fit 64 bits: numeric dtypes end there, use the *_object form")
+        return array
     torch = sys.modules.get("torch")
     tensor_type = getattr(torch, "Tensor", None)
     if tensor_type is not None and isinstance(thing, tensor_type):

@@ -61,7 +61,7 @@ cdef int SITE_NAME_MAX = 48
 cdef uint32_t site_here() noexcept:
     """The site number of the innermost frame that is not pmrun's; 0 where there is none."""
     cdef PyFrameObject *frame = PyEval_GetFrame()
-    cdef PyFrameObject *above
+    cdef PyFrameObject *above = NULL
     cdef uint32_t site
     cdef bint owned = False
     while frame != NULL:

@@ -316,3 +316,48 @@ def test_timeouts_are_inherited(gang) -> None:
         env={"PMRUN_COLLECTIVE_TIMEOUT": "7.5"},
     )
     assert run.results == [(7.5, 2.0, 2.0)]
+
+
+def test_calls_leave_nothing_behind(gang) -> None:
+    run = gang(
+        2,
+        """
+        import gc, sys
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        x, strided, wide = np.ones(300), np.ones(600)[::2], np.ones((2, 300))
+        frozen = np.zeros(300)
+        frozen.flags.writeable = False
+        def fails(call):
+            try:
+                call()
+            except (TypeError, ValueError):
+                return
+            raise AssertionError("accepted")
+        def everything():
+            w.allreduce(x), w.allreduce(strided, out=strided), w.allreduce(1), w.broadcast(strided), w.barrier()
+            w.reduce(x), w.scan(x), w.exscan(x), w.gather(x), w.allgather(strided), w.alltoall(wide)
+            w.scatter(wide), w.reduce_scatter(wide), w.allgatherv(x), w.alltoallv(wide, [1, 1]), w.scatterv(wide, [1, 1])
+            w.iallreduce(x).wait(), w.iallreduce(strided), pm.wait_all([w.ibarrier(), w.iscan(x)])
+            w.sendrecv(x, 1 - w.rank), w.isend(x, 1 - w.rank), w.recv(), w.probe(timeout=0)
+            w.allgather_object([1, x]), w.broadcast_object(x), pm.allreduce(x), w.allreduce(memoryview(x))
+            fails(lambda: w.allreduce(x, "no")), fails(lambda: w.allreduce(x, out=frozen)), fails(lambda: w.send(x, 9))
+            fails(lambda: w.allreduce(x, "band")), fails(lambda: w.gatherv(1)), fails(lambda: w.broadcast(x, 5))
+            pm.zeros(10), pm.shared(10)
+            with pm.shared_arrays():
+                np.ones(100)
+        counts = []
+        for _ in range(4):
+            for _ in range(100):
+                everything()
+            w.iallreduce(1).wait()
+            gc.collect()
+            counts.append(sys.getallocatedblocks())
+        references = [sys.getrefcount(a) for a in (x, strided, wide, frozen, w, None.__class__)]
+        report((counts, references))
+        """,
+    )
+    for counts, references in run.results:
+        assert abs(counts[3] - counts[2]) < 100, counts  # 100 rounds of some 40 calls
+        assert max(references[:4]) < 12, references

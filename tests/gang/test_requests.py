@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests: waiting, testing, awaiting, dropping."""
+"""Requests on two and three ranks: waiting, with and without a limit, testing, awaiting in an event loop, dropping."""
 
 from __future__ import annotations
 

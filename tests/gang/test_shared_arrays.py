@@ -177,7 +177,15 @@ def test_what_does_not_fit_is_said(gang) -> None:
     )
     for said in run.results:
         kinds = [kind for kind, _ in said]
-        assert kinds == ["MemoryError", "UsageError", "MemoryError", "UsageError", "TypeError", "TypeError", "TypeError"]
+        assert kinds == [
+            "MemoryError",
+            "UsageError",
+            "MemoryError",
+            "UsageError",
+            "TypeError",
+            "TypeError",
+            "TypeError",
+        ]
         assert "window heap" in said[0][1]
         assert "window heap" in said[2][1]
         assert "negative" in said[3][1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of pickled objects."""
+"""Frames of pickled objects: whatever goes in comes out, failures too, and foreign bytes are refused."""
 
 from __future__ import annotations
 
