@@ -188,7 +188,7 @@ static bool settle(pmr_task *task)
     task->exposed = exposed == task->comm->size;
     if (task->exposed) {
         task->chunk_items = task->call->count;
-        task->steps = 1;
+        task->steps = task->call->count > 0;
     }
     if (task->exposed || exposed == 0)
         return true;

@@ -124,7 +124,7 @@ static pmr_status collect_all(pmr_task *task, uint32_t chunk)
 
 static pmr_status pipeline(pmr_task *task)
 {
-    for (;; task->step++) {
+    for (; task->steps > 0; task->step++) {
         uint32_t i = task->step;
         if (i < task->steps && task->staged <= i)
             stage(task, i);
@@ -139,9 +139,10 @@ static pmr_status pipeline(pmr_task *task)
             if (status)
                 return status;
             if (i - 1 == task->steps)
-                return PMR_OK;
+                break;
         }
     }
+    return PMR_OK;
 }
 
 static pmr_status enter(pmr_task *task)
@@ -166,7 +167,7 @@ static pmr_status enter(pmr_task *task)
     }
     pmr_task_enter(task, entry);
     comm->half_busy[half] = task->seq;
-    if (!task->exposed)
+    if (!task->exposed && task->steps)
         stage(task, 0);
     return PMR_OK;
 }

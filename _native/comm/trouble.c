@@ -7,17 +7,31 @@
  * that have left without entering, or in the middle. Who finds something writes the abort record, so that all ranks tell the
  * same story. Invariant: a text names ranks of the world.
  */
+#include <sched.h>
 #include <stdio.h>
 
 #include "comm/communicator.h"
+#include "core/clock.h"
 
+#define RECORD_WAIT_NS 20000000 /* a record is written in microseconds, unless its writer lost the CPU */
+
+/* Who claimed the record and has not published it yet is writing it, or died while it did: then we tell our own story. */
 static pmr_status end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *text, pmr_error *error)
 {
     const pmr_window *window = &comm->context->window;
     pmr_window_abort_gang(window, state, rank, rank >= 0 ? comm->context->node : "", text);
     pmr_status status;
-    while ((status = pmr_window_aborted(window, error)) == PMR_OK)
-        pmr_cpu_relax(); /* somebody else claimed the record and is writing it */
+    int64_t deadline_ns = pmr_now_ns() + RECORD_WAIT_NS;
+    while ((status = pmr_window_aborted(window, error)) == PMR_OK && pmr_now_ns() < deadline_ns)
+        sched_yield();
+    if (status)
+        return status;
+    status = pmr_fail(error, pmr_window_abort_status(state), "%s", text);
+    if (error) {
+        error->rank = rank;
+        if (rank >= 0)
+            memcpy(error->node, comm->context->node, sizeof error->node);
+    }
     return status;
 }
 

@@ -168,16 +168,20 @@ void pmr_window_abort_gang(const pmr_window *window, uint32_t state, int32_t ran
     atomic_store_explicit((_Atomic uint32_t *)(void *)&record->state, state, memory_order_release);
 }
 
+pmr_status pmr_window_abort_status(uint32_t state)
+{
+    return state == PMR_ABORT_NONE       ? PMR_OK
+           : state == PMR_ABORT_MISMATCH ? PMR_ERR_MISMATCH
+           : state == PMR_ABORT_STALLED  ? PMR_ERR_STALLED
+                                         : PMR_ERR_RANK_FAILED;
+}
+
 pmr_status pmr_window_aborted(const pmr_window *window, pmr_error *error)
 {
     const pmr_window_abort *record = &window->header->abort;
     uint32_t state = atomic_load_explicit(pmr_window_abort_word(window), memory_order_acquire);
-    if (state == PMR_ABORT_NONE)
-        return PMR_OK;
-    pmr_status status = state == PMR_ABORT_MISMATCH ? PMR_ERR_MISMATCH
-                        : state == PMR_ABORT_STALLED ? PMR_ERR_STALLED
-                                                     : PMR_ERR_RANK_FAILED;
-    if (error) {
+    pmr_status status = pmr_window_abort_status(state);
+    if (status && error) {
         error->status = status;
         error->rank = state == PMR_ABORT_STOPPED ? -1 : record->rank;
         memcpy(error->node, record->node, sizeof error->node);

@@ -49,6 +49,8 @@ void pmr_window_drop_pool(const pmr_window *window, uint64_t offset, size_t byte
 
 /* The first to call it decides why the gang ended; later calls change nothing. */
 void pmr_window_abort_gang(const pmr_window *window, uint32_t state, int32_t rank, const char *node, const char *text);
+/* The status that a pmr_abort_state stands for. */
+pmr_status pmr_window_abort_status(uint32_t state);
 /* The abort record as a status and an error; PMR_OK while there is none. */
 pmr_status pmr_window_aborted(const pmr_window *window, pmr_error *error);
 
