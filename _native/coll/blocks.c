@@ -6,6 +6,8 @@
  */
 #include "coll/blocks.h"
 
+#include "core/remote.h"
+
 static size_t sum_before(const size_t *counts, uint32_t rank)
 {
     size_t sum = 0;
@@ -80,26 +82,69 @@ size_t pmr_blocks_total(const pmr_task *task)
     return total;
 }
 
-/* Not where a rank overwrites, with its result, what others have yet to read: those calls are staged. */
-bool pmr_blocks_exposable(const pmr_task *task)
+/* A rank would overwrite, with its result, what others have yet to read. */
+static bool overwritten(const pmr_task *task)
 {
     const pmr_call *call = task->call;
-    if (pmr_task_is(task, PMR_KIND_BIT(PMR_ALLTOALL) | PMR_KIND_BIT(PMR_ALLTOALLV)) &&
-        call->send == call->recv)
+    if (pmr_task_is(task, PMR_PREFIX | PMR_KIND_BIT(PMR_ALLTOALL) | PMR_KIND_BIT(PMR_ALLTOALLV)))
+        return call->send == call->recv;
+    if (!pmr_task_is(task, PMR_KIND_BIT(PMR_REDUCE_SCATTER) | PMR_KIND_BIT(PMR_REDUCE_SCATTERV)))
         return false;
-    if (pmr_task_is(task, PMR_PREFIX) && call->send == call->recv)
-        return false;
-    if (call->kind == PMR_REDUCE_SCATTERV || call->kind == PMR_REDUCE_SCATTER) {
-        size_t send_bytes = pmr_blocks_total(task);
-        const uint8_t *send = call->send, *recv = call->recv;
-        bool apart = recv >= send + send_bytes || recv + pmr_block_in(task, 0).bytes <= send;
-        return pmr_comm_covers(task->comm, send, send_bytes) &&
-               (apart || recv == pmr_block_out(task, task->comm->rank).data);
-    }
+    const uint8_t *send = call->send, *recv = call->recv;
+    bool apart = recv >= send + pmr_blocks_total(task) || recv + pmr_block_in(task, 0).bytes <= send;
+    return !apart && recv != pmr_block_out(task, task->comm->rank).data;
+}
+
+static bool all_in_heap(const pmr_task *task)
+{
     for (uint32_t block = 0; block < pmr_blocks_count(task); block++) {
         pmr_block out = pmr_block_out(task, block);
         if (out.bytes && !pmr_comm_covers(task->comm, out.data, out.bytes))
             return false;
     }
     return true;
+}
+
+/* Tried on any rank of the communicator that is attached. */
+static bool reads_possible(pmr_comm *comm)
+{
+    pmr_context *context = comm->context;
+    for (uint32_t i = 1; i < comm->size && context->remote_reads == PMR_READS_UNKNOWN; i++) {
+        uint32_t peer = comm->local[(comm->rank + i) % comm->size];
+        if (pmr_window_rank_state(&context->window, peer) == PMR_RANK_ATTACHED)
+            context->remote_reads = pmr_remote_try(pmr_window_recorder(&context->window, peer))
+                                        ? PMR_READS_POSSIBLE
+                                        : PMR_READS_REFUSED;
+    }
+    return context->remote_reads == PMR_READS_POSSIBLE;
+}
+
+/* Measured: below it, two copies through the caches are faster than one by the kernel, which has to pin the
+ * pages first. With more ranks than CPUs the chunks of two copies also cost switches between ranks. */
+static size_t remote_bytes_min(const pmr_comm *comm)
+{
+    return comm->crowded ? (size_t)3 << 20 : (size_t)6 << 20;
+}
+
+enum pmr_style pmr_blocks_style(const pmr_task *task)
+{
+    if (overwritten(task))
+        return PMR_STYLE_STAGED;
+    if (all_in_heap(task))
+        return PMR_STYLE_EXPOSED;
+    size_t block_bytes = pmr_blocks_total(task) / pmr_blocks_count(task);
+    bool remote = !pmr_blocks_reducing(task) && block_bytes >= remote_bytes_min(task->comm) &&
+                  reads_possible(task->comm);
+    return remote ? PMR_STYLE_REMOTE : PMR_STYLE_STAGED;
+}
+
+pmr_status pmr_blocks_read(const pmr_task *task, uint32_t maker, void *to, uint64_t address, size_t bytes,
+                           pmr_error *error)
+{
+    const pmr_comm *comm = task->comm;
+    const pmr_recorder *recorder = pmr_window_recorder(&comm->context->window, comm->local[maker]);
+    pmr_status status = pmr_remote_read(recorder->pid, to, address, bytes, error);
+    if (status == PMR_ERR_RANK_FAILED)
+        error->rank = (int32_t)pmr_comm_world_rank(comm, maker);
+    return status;
 }

@@ -98,7 +98,11 @@ pmr_block pmr_block_out(const pmr_task *task, uint32_t block);
 pmr_block pmr_block_in(const pmr_task *task, uint32_t maker);
 /* Bytes of all blocks that this rank makes. */
 size_t pmr_blocks_total(const pmr_task *task);
-/* Whether takers may read this rank's data from where it lies in the heap, until they are done. */
-bool pmr_blocks_exposable(const pmr_task *task);
+/* How takers can read this rank's long blocks from where they lie, until they are done: PMR_STYLE_EXPOSED,
+ * PMR_STYLE_REMOTE, or PMR_STYLE_STAGED where they cannot. */
+enum pmr_style pmr_blocks_style(const pmr_task *task);
+/* Reads what a maker in PMR_STYLE_REMOTE has at `address`. */
+pmr_status pmr_blocks_read(const pmr_task *task, uint32_t maker, void *to, uint64_t address, size_t bytes,
+                           pmr_error *error);
 
 #endif

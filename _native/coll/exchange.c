@@ -46,8 +46,8 @@ static void show(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
     size_t room = block_chunk(task);
-    bool exposed = pmr_task_entry(task)->style == PMR_STYLE_EXPOSED;
-    for (uint32_t i = 1; i < comm->size && !exposed; i++) {
+    bool staged = pmr_task_entry(task)->style == PMR_STYLE_STAGED;
+    for (uint32_t i = 1; i < comm->size && staged; i++) {
         uint32_t taker = (comm->rank + i) % comm->size;
         pmr_block block = pmr_block_out(task, block_for(task, taker));
         memcpy(pmr_comm_pair(comm, comm->rank, taker, comm->exchanges + chunk, room),
@@ -68,25 +68,29 @@ static pmr_status enter(pmr_task *task)
     task->steps = (uint32_t)((bytes + block_chunk(task) - 1) / block_chunk(task));
     task->staged = 0;
     pmr_entry *entry = pmr_task_entry(task);
-    bool exposed = pmr_blocks_exposable(task);
-    entry->style = exposed ? PMR_STYLE_EXPOSED : PMR_STYLE_STAGED;
-    entry->send_offset = exposed ? pmr_comm_offset(comm, task->call->send) : 0;
+    entry->style = pmr_blocks_style(task);
+    entry->send_offset = entry->style == PMR_STYLE_EXPOSED ? pmr_comm_offset(comm, task->call->send)
+                                                           : (uint64_t)(uintptr_t)task->call->send;
     if (task->steps)
         show(task, 0);
     pmr_task_enter(task, entry);
     return PMR_OK;
 }
 
-/* Where the chunk that `maker` has for this rank lies. */
+/* Where the chunk that `maker` has for this rank begins, in the window or in the maker's memory. */
+static uint64_t place_of(const pmr_task *task, uint32_t maker, uint32_t chunk)
+{
+    size_t block = block_for(task, task->comm->rank) * pmr_block_in(task, maker).bytes;
+    return pmr_comm_entry(task->comm, maker, task->seq)->send_offset + block + block_chunk(task) * chunk;
+}
+
+/* The same as an address here; not in PMR_STYLE_REMOTE. */
 static const uint8_t *locate(const pmr_task *task, uint32_t maker, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
-    const pmr_entry *entry = pmr_comm_entry(comm, maker, task->seq);
-    size_t room = block_chunk(task);
-    if (entry->style != PMR_STYLE_EXPOSED)
-        return pmr_comm_pair(comm, maker, comm->rank, comm->exchanges + chunk, room);
-    size_t block = block_for(task, comm->rank) * pmr_block_in(task, maker).bytes;
-    return (const uint8_t *)pmr_comm_address(comm, entry->send_offset) + block + room * chunk;
+    if (pmr_comm_entry(comm, maker, task->seq)->style == PMR_STYLE_STAGED)
+        return pmr_comm_pair(comm, maker, comm->rank, comm->exchanges + chunk, block_chunk(task));
+    return pmr_comm_address(comm, place_of(task, maker, chunk));
 }
 
 static pmr_status await_chunk_of(pmr_task *task, uint32_t maker, uint32_t chunk)
@@ -98,7 +102,7 @@ static pmr_status await_chunk_of(pmr_task *task, uint32_t maker, uint32_t chunk)
     return ready ? PMR_OK : pmr_task_want(task, pair, target);
 }
 
-static pmr_status copy_chunk(pmr_task *task, uint32_t chunk)
+static pmr_status copy_chunk(pmr_task *task, uint32_t chunk, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
     for (; task->cursor + 1 < comm->size; task->cursor++) {
@@ -107,8 +111,14 @@ static pmr_status copy_chunk(pmr_task *task, uint32_t chunk)
         if (status)
             return status;
         pmr_block block = pmr_block_in(task, maker);
-        memcpy(block.data + block_chunk(task) * chunk, locate(task, maker, chunk),
-               part_of(task, block.bytes, chunk));
+        uint8_t *to = block.data + block_chunk(task) * chunk;
+        size_t bytes = part_of(task, block.bytes, chunk);
+        if (pmr_comm_entry(comm, maker, task->seq)->style == PMR_STYLE_REMOTE)
+            status = pmr_blocks_read(task, maker, to, place_of(task, maker, chunk), bytes, error);
+        else
+            memcpy(to, locate(task, maker, chunk), bytes);
+        if (status)
+            return status;
     }
     task->cursor = 0;
     return PMR_OK;
@@ -141,7 +151,15 @@ static void copy_own(pmr_task *task)
         memmove(to.data, from.data, from.bytes);
 }
 
-static pmr_status run_chunks(pmr_task *task)
+static bool nothing_staged(const pmr_task *task)
+{
+    for (uint32_t rank = 0; rank < task->comm->size; rank++)
+        if (pmr_comm_entry(task->comm, rank, task->seq)->style == PMR_STYLE_STAGED)
+            return false;
+    return true;
+}
+
+static pmr_status run_chunks(pmr_task *task, pmr_error *error)
 {
     uint32_t steps = task->exposed ? 1 : task->steps;
     for (; task->step < steps; task->step++, task->phase = SHOW) {
@@ -151,7 +169,7 @@ static pmr_status run_chunks(pmr_task *task)
             task->phase = TAKE;
         }
         pmr_status status =
-            pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
+            pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step, error);
         if (status)
             return status;
     }
@@ -183,19 +201,19 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         status = pmr_task_gather(task, error);
         if (status)
             return status;
-        task->exposed = pmr_task_exposed_ranks(task) == task->comm->size;
+        task->exposed = nothing_staged(task);
         copy_own(task);
         task->phase = SHOW;
     }
     if (task->phase != RELEASE) {
-        status = run_chunks(task);
+        status = run_chunks(task, error);
         if (status)
             return status;
         task->comm->exchanges += task->steps;
         pmr_task_leave(task);
         task->phase = RELEASE;
     }
-    return pmr_task_entry(task)->style == PMR_STYLE_EXPOSED ? release(task) : PMR_OK;
+    return pmr_task_entry(task)->style >= PMR_STYLE_REMOTE ? release(task) : PMR_OK;
 }
 
 static const pmr_algorithm exchange = {

@@ -17,6 +17,7 @@
 #include "coll/blocks.h"
 
 enum { ENTER = 0, LOOK, STAGE, TAKE, RELEASE };
+#define SHORT_BYTES 512u
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -77,25 +78,44 @@ static size_t table_bytes(const pmr_task *task)
     return pmr_blocks_uneven(task) ? pmr_blocks_count(task) * sizeof(block_place) : 0;
 }
 
-static void fill_table(pmr_task *task, bool exposed)
+/* Room in this rank's slots. They are so many bytes that none is written again within PMR_ENTRY_SLOTS calls,
+ * and long enough ago for its lines to have left the caches that read them; the shortest stay where they are
+ * quick. */
+static uint8_t *take_slot(pmr_task *task, pmr_entry *entry, size_t bytes)
+{
+    pmr_comm *comm = task->comm;
+    size_t short_ones = (size_t)PMR_ENTRY_SLOTS * SHORT_BYTES;
+    if (bytes <= SHORT_BYTES) {
+        entry->send_offset = (size_t)(task->seq % PMR_ENTRY_SLOTS) * SHORT_BYTES;
+    } else {
+        size_t rounded = (bytes + PMR_LINE - 1) / PMR_LINE * PMR_LINE;
+        bool fits = comm->slots_head >= short_ones && comm->slots_head + rounded <= PMR_SLOTS_BYTES;
+        entry->send_offset = fits ? comm->slots_head : short_ones;
+        comm->slots_head = entry->send_offset + rounded;
+    }
+    return pmr_comm_slot(comm, comm->rank, entry->send_offset);
+}
+
+static void fill_table(pmr_task *task, const pmr_entry *entry, uint8_t *slot)
 {
     if (!table_bytes(task))
         return;
     pmr_comm *comm = task->comm;
-    block_place *table = (block_place *)(void *)pmr_comm_slot(comm, comm->rank, task->seq);
+    block_place *table = (block_place *)(void *)slot;
     uint64_t offset = table_bytes(task);
     for (uint32_t b = 0; b < pmr_blocks_count(task); b++) {
         pmr_block block = pmr_block_out(task, b);
-        table[b].offset = exposed ? pmr_comm_offset(comm, block.data) : offset;
+        table[b].offset = entry->style == PMR_STYLE_EXPOSED  ? pmr_comm_offset(comm, block.data)
+                          : entry->style == PMR_STYLE_REMOTE ? (uint64_t)(uintptr_t)block.data
+                                                             : offset;
         table[b].bytes = block.bytes;
         offset += block.bytes;
     }
 }
 
-static void copy_to_slot(pmr_task *task)
+static void copy_to_slot(const pmr_task *task, uint8_t *slot)
 {
-    pmr_comm *comm = task->comm;
-    uint8_t *to = pmr_comm_slot(comm, comm->rank, task->seq) + table_bytes(task);
+    uint8_t *to = slot + table_bytes(task);
     for (uint32_t b = 0; b < pmr_blocks_count(task); b++) {
         pmr_block block = pmr_block_out(task, b);
         if (block.bytes)
@@ -124,7 +144,8 @@ static void stage(pmr_task *task, uint32_t chunk)
     pmr_flag_set(&comm->me->in, pmr_task_entry(task)->in_base + task->staged);
 }
 
-/* All takers have emptied the chunk, of this call or an earlier one, that lies where `chunk` is to be staged. */
+/* All takers have emptied the chunk, of this call or an earlier one, that lies where `chunk` is to be staged.
+ */
 static pmr_status await_room(pmr_task *task, uint32_t chunk, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
@@ -159,8 +180,26 @@ static bool choose_style(pmr_task *task, pmr_entry *entry)
     else if (total + table_bytes(task) <= PMR_SLOT_BYTES)
         entry->style = PMR_STYLE_SLOT;
     else
-        entry->style = pmr_blocks_exposable(task) ? PMR_STYLE_EXPOSED : PMR_STYLE_STAGED;
+        entry->style = pmr_blocks_style(task);
     return entry->style == PMR_STYLE_STAGED;
+}
+
+/* Where the data lies, or the table that says so. */
+static void publish_place(pmr_task *task, pmr_entry *entry, size_t total)
+{
+    bool slot_used = entry->style == PMR_STYLE_SLOT;
+    if (entry->style == PMR_STYLE_NONE)
+        return;
+    if (slot_used || table_bytes(task)) {
+        uint8_t *slot = take_slot(task, entry, table_bytes(task) + (slot_used ? total : 0));
+        fill_table(task, entry, slot);
+        if (slot_used)
+            copy_to_slot(task, slot);
+    } else if (entry->style == PMR_STYLE_EXPOSED) {
+        entry->send_offset = pmr_comm_offset(task->comm, task->call->send);
+    } else {
+        entry->send_offset = (uint64_t)(uintptr_t)task->call->send;
+    }
 }
 
 static pmr_status enter(pmr_task *task, pmr_error *error)
@@ -187,11 +226,7 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
         memcpy(entry->payload, pmr_block_out(task, 0).data, total);
     } else {
         entry->recv_offset = total;
-        entry->send_offset = entry->style == PMR_STYLE_EXPOSED ? pmr_comm_offset(comm, task->call->send) : 0;
-        if (entry->style != PMR_STYLE_NONE)
-            fill_table(task, entry->style == PMR_STYLE_EXPOSED);
-        if (entry->style == PMR_STYLE_SLOT)
-            copy_to_slot(task);
+        publish_place(task, entry, total);
     }
     pmr_task_enter(task, entry);
     if (staging)
@@ -201,24 +236,30 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
 
 /* ---- taking ---- */
 
-/* The maker's block for this rank: where it starts, and how it is bounded. */
+/* Where the maker's block for this rank begins: in its slot, in the window, or in its memory. */
+static uint64_t place_of(const pmr_task *task, const pmr_entry *entry, const uint8_t *slot, size_t expected)
+{
+    uint32_t block = pmr_blocks_count(task) == 1 ? 0 : task->comm->rank;
+    if (table_bytes(task))
+        return ((const block_place *)(const void *)slot)[block].offset;
+    return pmr_block_offset(task, block, expected) +
+           (entry->style == PMR_STYLE_SLOT ? 0 : entry->send_offset);
+}
+
+/* A part of the maker's block for this rank, as this rank sees it; not in PMR_STYLE_REMOTE. */
 static const uint8_t *locate(const pmr_task *task, uint32_t maker, uint32_t chunk, size_t at, size_t expected)
 {
     pmr_comm *comm = task->comm;
     pmr_entry *entry = pmr_comm_entry(comm, maker, task->seq);
     uint32_t block = pmr_blocks_count(task) == 1 ? 0 : comm->rank;
-    const uint8_t *slot = pmr_comm_slot(comm, maker, task->seq);
     if (entry->style == PMR_STYLE_INLINE)
         return entry->payload + at;
     if (entry->style == PMR_STYLE_STAGED)
         return pmr_comm_ring(comm, maker, ring_slot(task, entry, chunk)) + block * block_chunk(task);
-    uint64_t offset = table_bytes(task) ? ((const block_place *)(const void *)slot)[block].offset
-                                        : pmr_block_offset(task, block, expected);
-    if (entry->style == PMR_STYLE_SLOT)
-        return slot + offset + at;
-    if (!table_bytes(task))
-        offset += entry->send_offset;
-    return (const uint8_t *)pmr_comm_address(comm, offset) + at;
+    const uint8_t *slot = pmr_comm_slot(comm, maker, entry->send_offset);
+    uint64_t place = place_of(task, entry, slot, expected);
+    return (entry->style == PMR_STYLE_SLOT ? slot + place : (const uint8_t *)pmr_comm_address(comm, place)) +
+           at;
 }
 
 /* What the maker says it has for this rank; a v-form's two ends may disagree. */
@@ -227,7 +268,8 @@ static uint64_t offered(const pmr_task *task, uint32_t maker)
     pmr_comm *comm = task->comm;
     const pmr_entry *entry = pmr_comm_entry(comm, maker, task->seq);
     if (table_bytes(task))
-        return ((const block_place *)(const void *)pmr_comm_slot(comm, maker, task->seq))[comm->rank].bytes;
+        return ((const block_place *)(const void *)pmr_comm_slot(comm, maker, entry->send_offset))[comm->rank]
+            .bytes;
     return entry->style == PMR_STYLE_INLINE ? entry->steps : entry->recv_offset;
 }
 
@@ -288,7 +330,21 @@ static size_t cut(const pmr_task *task)
     return task->steps ? block_chunk(task) : SIZE_MAX;
 }
 
-static pmr_status copy_chunk(pmr_task *task, uint32_t chunk)
+static pmr_status take_part(const pmr_task *task, uint32_t maker, uint32_t chunk, size_t at, size_t bytes,
+                            pmr_error *error)
+{
+    pmr_comm *comm = task->comm;
+    pmr_block block = pmr_block_in(task, maker);
+    const pmr_entry *entry = pmr_comm_entry(comm, maker, task->seq);
+    if (entry->style != PMR_STYLE_REMOTE) {
+        memcpy(block.data + at, locate(task, maker, chunk, at, block.bytes), bytes);
+        return PMR_OK;
+    }
+    uint64_t place = place_of(task, entry, pmr_comm_slot(comm, maker, entry->send_offset), block.bytes);
+    return pmr_blocks_read(task, maker, block.data + at, place + at, bytes, error);
+}
+
+static pmr_status copy_chunk(pmr_task *task, uint32_t chunk, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
     for (; task->cursor + 1 < comm->size; task->cursor++) {
@@ -302,7 +358,9 @@ static pmr_status copy_chunk(pmr_task *task, uint32_t chunk)
         size_t room = task->steps ? cut(task) : block.bytes, at = room * chunk;
         size_t bytes = task->steps ? part_of(block.bytes, room, chunk) : block.bytes;
         if (bytes)
-            memcpy(block.data + at, locate(task, maker, chunk, at, block.bytes), bytes);
+            status = take_part(task, maker, chunk, at, bytes, error);
+        if (status)
+            return status;
     }
     task->cursor = 0;
     return PMR_OK;
@@ -367,7 +425,7 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
             task->phase = TAKE;
         }
         pmr_status status =
-            pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
+            pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step, error);
         if (status)
             return status;
         if (task->steps)
@@ -376,7 +434,7 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
     return PMR_OK;
 }
 
-/* An array in the heap is its owner's again when nobody reads it any more. */
+/* An array that is read where it lies is its owner's again when nobody reads it any more. */
 static pmr_status release(pmr_task *task)
 {
     pmr_comm *comm = task->comm;
@@ -413,7 +471,7 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         pmr_task_leave(task);
         task->phase = RELEASE;
     }
-    return pmr_task_entry(task)->style == PMR_STYLE_EXPOSED ? release(task) : PMR_OK;
+    return pmr_task_entry(task)->style >= PMR_STYLE_REMOTE ? release(task) : PMR_OK;
 }
 
 static const pmr_algorithm pull_algorithm = {

@@ -19,7 +19,8 @@
 
 #define PMR_LINE            64u
 #define PMR_ENTRY_SLOTS     16u    /* how many calls a rank may run ahead of the slowest */
-#define PMR_SLOT_BYTES      16384u /* a small message */
+#define PMR_SLOT_BYTES      16384u   /* a small message, at the most */
+#define PMR_SLOTS_BYTES     2097152u /* a rank's slots: more than what PMR_ENTRY_SLOTS calls use */
 #define PMR_CHUNK_SLOTS     5u     /* chunks in flight: see coll/allreduce_sliced.c for why five */
 #define PMR_CHUNK_BYTES_MAX 524288u
 #define PMR_HALF_BYTES      (PMR_CHUNK_SLOTS * PMR_CHUNK_BYTES_MAX)
@@ -33,8 +34,9 @@
 enum pmr_style {
     PMR_STYLE_NONE = 0, /* nothing to be had from this rank */
     PMR_STYLE_INLINE,   /* in the entry */
-    PMR_STYLE_SLOT,     /* in the slot of this call */
+    PMR_STYLE_SLOT,     /* in a slot, at `send_offset` */
     PMR_STYLE_STAGED,   /* in shared memory, chunk by chunk */
+    PMR_STYLE_REMOTE,  /* in its private memory, at the address `send_offset` */
     PMR_STYLE_EXPOSED   /* in the heap, at `send_offset` */
 };
 
@@ -88,7 +90,7 @@ typedef struct pmr_board {
 
 /* Where the parts behind the members begin, for `size` members. */
 typedef struct pmr_board_layout {
-    size_t slots;   /* [member][PMR_ENTRY_SLOTS][PMR_SLOT_BYTES] */
+    size_t slots;   /* [member][PMR_SLOTS_BYTES] */
     size_t staging; /* [member][2][PMR_CHUNK_SLOTS][PMR_CHUNK_BYTES_MAX] */
     size_t rings;   /* [member][PMR_RING_SLOTS][PMR_RING_BYTES] */
     size_t turns;   /* [member][2][PMR_TURN_BYTES] */
@@ -103,7 +105,7 @@ static inline pmr_board_layout pmr_board_layout_of(uint32_t size)
     pmr_board_layout layout;
     size_t members = sizeof(pmr_board) + (size_t)size * sizeof(pmr_member);
     layout.slots = (members + 4095) / 4096 * 4096;
-    layout.staging = layout.slots + (size_t)size * PMR_ENTRY_SLOTS * PMR_SLOT_BYTES;
+    layout.staging = layout.slots + (size_t)size * PMR_SLOTS_BYTES;
     layout.rings = layout.staging + (size_t)size * 2 * PMR_HALF_BYTES;
     layout.turns = layout.rings + (size_t)size * PMR_RING_SLOTS * PMR_RING_BYTES;
     layout.pairs = layout.turns + (size_t)size * 2 * PMR_TURN_BYTES;

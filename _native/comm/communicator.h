@@ -45,6 +45,8 @@ struct pmr_context {
     char node[PMR_NODE_NAME_BYTES];
     uint32_t first_rank;
     bool crowded; /* more local ranks than CPUs */
+    /* Whether ranks may read each other's private memory: found out at the first use. */
+    enum { PMR_READS_UNKNOWN = 0, PMR_READS_POSSIBLE, PMR_READS_REFUSED } remote_reads;
 };
 
 /* The algorithms of one kind, smallest messages first: the first whose limit is not exceeded runs. */
@@ -76,6 +78,7 @@ struct pmr_comm {
     pmr_context *context;
     uint8_t *slots, *staging, *rings, *turn_chunks, *pairs, *benches, *results;
     uint32_t half_busy[2];              /* last call that used that half of this rank's staging */
+    size_t slots_head; /* where this rank's next slot may begin */
     uint32_t ring_busy[PMR_RING_SLOTS]; /* last call that used that slot of this rank's ring */
     uint32_t turns;                     /* chunks shown by every member, so far */
     uint32_t exchanges;                 /* chunks exchanged by every pair, so far */
@@ -126,9 +129,9 @@ static inline pmr_entry *pmr_comm_entry(const pmr_comm *comm, uint32_t rank, uin
     return &comm->board->member[rank].entry[seq % PMR_ENTRY_SLOTS];
 }
 
-static inline uint8_t *pmr_comm_slot(const pmr_comm *comm, uint32_t rank, uint32_t seq)
+static inline uint8_t *pmr_comm_slot(const pmr_comm *comm, uint32_t rank, uint64_t at)
 {
-    return comm->slots + ((size_t)rank * PMR_ENTRY_SLOTS + seq % PMR_ENTRY_SLOTS) * PMR_SLOT_BYTES;
+    return comm->slots + (size_t)rank * PMR_SLOTS_BYTES + at;
 }
 
 /* Chunk `step` of call `seq`, staged by `rank`. */

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "comm/communicator.h"
+#include "core/remote.h"
 #include "progress/p2p.h"
 
 #define POOL_HEAD_BYTES 4096u
@@ -59,6 +60,7 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     context->crowded = window->header->cpus < window->ranks;
     context->recorder = pmr_window_recorder(window, window->local_rank);
     pmr_recorder_open(context->recorder);
+    pmr_remote_open(context->recorder);
     status =
         pmr_heap_init(&context->heap, pmr_window_heap(window, window->local_rank), window->heap_bytes,
                       window->fd, (uint64_t)(pmr_window_heap(window, window->local_rank) - window->base));

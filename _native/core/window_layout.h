@@ -90,7 +90,8 @@ typedef struct pmr_recorder {
     int64_t base_realtime_ns;
     uint32_t pid;
     uint32_t sites; /* used entries of `site`, entry 0 is "" */
-    uint8_t reserved[24];
+    uint64_t known_word_address; /* see core/remote.h; 0: this rank must not be read */
+    uint8_t reserved[16];
     pmr_record record[PMR_RECORDER_ENTRIES];
     char site[PMR_RECORDER_SITES][PMR_RECORDER_SITE_BYTES]; /* NUL terminated */
 } pmr_recorder;
