@@ -211,14 +211,18 @@ class AgentLoop:
         ranks = start.local_world_size
         refusal = limits.refuse(ranks, self._groups)
         if refusal is not None:
-            self._do(self._machine.on_start_failed(-1, refusal, ExitCode.USAGE, time.monotonic()))
-            self._reap()
+            self._refuse(refusal, ExitCode.USAGE)
             return
         self._oom_kills = self._groups.oom_kills()
         open_files = limits.raise_open_files(ranks)
         cpus = usable_cpus(self._groups)
         heap = heap_bytes(usable_memory(self._groups), ranks)
-        self._window = Window(start.world_size, ranks, start.first_rank, cpus, heap)
+        try:
+            self._window = Window(start.world_size, ranks, start.first_rank, cpus, heap)
+        except OSError as error:
+            remedy = "check the limits on memory and file size (ulimit -v, -f)"
+            self._refuse(f"cannot make the ranks' shared memory: {error.strerror}; {remedy}", ExitCode.START_FAILED)
+            return
         program = rank_process.Program(
             list(start.command), start.cwd, base_environment(os.environb, start, cpus), self._window.fd, open_files
         )
@@ -234,6 +238,11 @@ class AgentLoop:
             self._reap()
         else:
             self._poller.watch(self._status_fd, READ, self._check_started)
+
+    def _refuse(self, text: str, code: ExitCode) -> None:
+        """Nothing was started, and nothing will be."""
+        self._do(self._machine.on_start_failed(-1, text, code, time.monotonic()))
+        self._reap()
 
     def _fork_ranks(
         self, start: wire.Start, program: rank_process.Program, status_fd: int

@@ -100,7 +100,7 @@ def _refuse_memory(ranks: int, groups: ControlGroups) -> str | None:
 
 def _available() -> int:
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) << 10

@@ -49,8 +49,7 @@ def map_by_core(local_world_size: int, groups: list[tuple[int, ...]]) -> tuple[t
         return tuple(groups[rank % len(groups)] for rank in range(local_world_size))
     bounds = [rank * len(groups) // local_world_size for rank in range(local_world_size + 1)]
     return tuple(
-        tuple(cpu for group in groups[begin:end] for cpu in group)
-        for begin, end in itertools.pairwise(bounds)
+        tuple(cpu for group in groups[begin:end] for cpu in group) for begin, end in itertools.pairwise(bounds)
     )
 
 
@@ -64,7 +63,7 @@ def place_local(job: Job, node_name: str) -> Node:
 
 def _siblings(cpu: int, root: str) -> set[int]:
     try:
-        with open(f"{root}/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+        with open(f"{root}/cpu{cpu}/topology/thread_siblings_list", encoding="utf-8") as file:
             text = file.read().strip()
     except OSError:
         return {cpu}

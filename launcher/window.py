@@ -109,9 +109,13 @@ class Window:
         self._local_world_size = local_world_size
         self._departures = 0
         self.fd = os.memfd_create("pmrun-window", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, HEADER_BYTES + local_world_size * RECORDER_STRIDE)
         header = _HEADER.pack(MAGIC, VERSION, local_world_size, world_size, first_rank, cpus, 0, heap)
-        os.pwrite(self.fd, header, 0)
+        try:
+            os.ftruncate(self.fd, HEADER_BYTES + local_world_size * RECORDER_STRIDE)
+            os.pwrite(self.fd, header, 0)
+        except OSError:
+            os.close(self.fd)
+            raise
 
     def close(self) -> None:
         os.close(self.fd)

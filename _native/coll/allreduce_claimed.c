@@ -2,24 +2,26 @@
  *
  * allreduce_claimed.c: long messages with more ranks than CPUs: whoever runs takes the next slice.
  *
- * Nouns: a *chunk* of the message fits the shared caches; it is cut into *slices* that ranks *claim* by an atomic counter, so
- * the ranks that happen to run do all the reducing and the others need only be scheduled to copy their own data. A rank stages
- * chunk i + 1 before it claims slices of chunk i, and so works on two chunks whenever it runs. The last rank to stage a chunk opens
- * its claims; the one that finishes its last slice marks it ready, and everyone copies it out. Bytes per rank:
- * M staged, M reduced (size reads, one write each 1/size of the time), M copied out. Arrays that all lie in the heap
- * are claimed as they are, in one chunk, and results are written into all of them: M read, M written per rank.
- * Bits do not depend on who reduces a slice.
+ * Nouns: a *chunk* of the message fits the shared caches; it is cut into *slices* that ranks *claim* by an
+ * atomic counter, so the ranks that happen to run do all the reducing and the others need only be scheduled
+ * to copy their own data. A rank stages chunk i + 1 before it claims slices of chunk i, and so works on two
+ * chunks whenever it runs. The last rank to stage a chunk opens its claims; the one that finishes its last
+ * slice marks it ready, and everyone copies it out. Bytes per rank: M staged, M reduced (size reads, one
+ * write each 1/size of the time), M copied out. Arrays that all lie in the heap are claimed as they are, in
+ * one chunk, and results are written into all of them: M read, M written per rank. Bits do not depend on who
+ * reduces a slice.
  *
- * Reuse, with two benches per rank and two results: a rank puts chunk i + 1 where chunk i - 1 was after it saw chunk i - 1
- * ready, so all of it had been read; and slices of chunk i + 1 are reduced only when all have arrived at it, which each did
- * after it had copied out chunk i - 1. The same holds from call to call, so nothing needs to be drained.
+ * Reuse, with two benches per rank and two results: a rank puts chunk i + 1 where chunk i - 1 was after it
+ * saw chunk i - 1 ready, so all of it had been read; and slices of chunk i + 1 are reduced only when all have
+ * arrived at it, which each did after it had copied out chunk i - 1. The same holds from call to call, so
+ * nothing needs to be drained.
  */
 #include "coll/coll.h"
 
 enum { ENTER = 0, MEET, LATE_STAGE, CLAIM, COLLECT };
-#define CHUNK_BYTES 131072u         /* of a long message: the benches of all ranks stay in the caches */
-#define SINGLE_BYTES_MAX 524288u    /* up to here one chunk: fewer meetings count for more */
-#define SLICE_BYTES 16384u
+#define CHUNK_BYTES      131072u /* of a long message: the benches of all ranks stay in the caches */
+#define SINGLE_BYTES_MAX 524288u /* up to here one chunk: fewer meetings count for more */
+#define SLICE_BYTES      16384u
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -155,7 +157,7 @@ static pmr_status await_ready(pmr_task *task, uint32_t chunk)
     return pmr_flag_reached(ready, meeting) ? PMR_OK : pmr_task_want(task, ready, meeting);
 }
 
-/* ---- the phases ------------------------------------------------------------------------------------------------ */
+/* ---- the phases ---- */
 
 static pmr_status enter(pmr_task *task)
 {
@@ -180,15 +182,15 @@ static pmr_status enter(pmr_task *task)
     return PMR_OK;
 }
 
-/* Behind the meeting: whether all arrays lie in the heap decides what the one chunk is. Where only some do, their ranks
- * stage now, and all meet once more before the first claim. True: go on; false: meet. */
+/* Behind the meeting: whether all arrays lie in the heap decides what the one chunk is. Where only some do,
+ * their ranks stage now, and all meet once more before the first claim. True: go on; false: meet. */
 static bool settle(pmr_task *task)
 {
     uint32_t exposed = pmr_task_exposed_ranks(task);
     task->exposed = exposed == task->comm->size;
     if (task->exposed) {
         task->chunk_items = task->call->count;
-        task->steps = 1;
+        task->steps = task->call->count > 0;
     }
     if (task->exposed || exposed == 0)
         return true;

@@ -2,8 +2,8 @@
  *
  * allreduce_flat.c: the message travels in the entry itself.
  *
- * One phase, one cache line per rank: the line that says "I have entered" carries the data, so a rank that has seen
- * all entries has all contributions, and reduces them for itself in canonical order.
+ * One phase, one cache line per rank: the line that says "I have entered" carries the data, so a rank that
+ * has seen all entries has all contributions, and reduces them for itself in canonical order.
  */
 #include "coll/coll.h"
 

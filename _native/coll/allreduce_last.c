@@ -2,10 +2,11 @@
  *
  * allreduce_last.c: the last to arrive reduces for all and publishes once.
  *
- * Each rank leaves its contribution (in the entry, on its bench, or where it lies in the heap), arrives at the gate and
- * waits for it alone: with more ranks than CPUs it runs once per call. The last reads size * M bytes and writes M,
- * the others read M. One bench and one result are enough: who leaves the call knows that its bench was read, and the
- * next result is written only when all have arrived with the last one in hand. Where every array lies in the heap it writes the results straight into them.
+ * Each rank leaves its contribution (in the entry, on its bench, or where it lies in the heap), arrives at
+ * the gate and waits for it alone: with more ranks than CPUs it runs once per call. The last reads size * M
+ * bytes and writes M, the others read M. One bench and one result are enough: who leaves the call knows that
+ * its bench was read, and the next result is written only when all have arrived with the last one in hand.
+ * Where every array lies in the heap it writes the results straight into them.
  */
 #include "coll/coll.h"
 

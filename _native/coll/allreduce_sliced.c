@@ -2,22 +2,23 @@
  *
  * allreduce_sliced.c: long messages with a CPU for each rank: chunk by chunk, each rank reduces its slice.
  *
- * Nouns: the message is cut into *chunks* that fit the caches; a chunk into one *slice* per rank, its owner. Chunk i of a
- * rank is *staged* (all slices but the own one are copied to shared memory), then each owner *reduces* its slice from
- * its own array and the others' staging, into its own array and its staging, then everyone *collects* the other slices.
- * Iteration i stages chunk i, reduces chunk i - 1 and collects chunk i - 2, so no rank waits for work that others only
- * begin now. Bytes per rank: (5 - 2/size) * M, of which only 2 M leave the caches.
+ * Nouns: the message is cut into *chunks* that fit the caches; a chunk into one *slice* per rank, its owner.
+ * Chunk i of a rank is *staged* (all slices but the own one are copied to shared memory), then each owner
+ * *reduces* its slice from its own array and the others' staging, into its own array and its staging, then
+ * everyone *collects* the other slices. Iteration i stages chunk i, reduces chunk i - 1 and collects chunk i
+ * - 2, so no rank waits for work that others only begin now. Bytes per rank: (5 - 2/size) * M, of which only
+ * 2 M leave the caches.
  *
- * Why five chunk slots need no further flag: to stage chunk i a rank has reduced chunk i - 2, for which it saw that all
- * had staged chunk i - 2; who has staged chunk i - 2 has finished iteration i - 3, which collected chunk i - 5.
- * Between calls: even and odd calls use different halves of the staging (board.h).
+ * Why five chunk slots need no further flag: to stage chunk i a rank has reduced chunk i - 2, for which it
+ * saw that all had staged chunk i - 2; who has staged chunk i - 2 has finished iteration i - 3, which
+ * collected chunk i - 5. Between calls: even and odd calls use different halves of the staging (board.h).
  */
 #include "coll/coll.h"
 
 enum { ENTER = 0, GATHER, PIPELINE, IN_PLACE = 100 };
 /* within an iteration: task->cursor polls members */
-#define CHUNKS_WANTED 4u
-#define CHUNK_BYTES_MIN 32768u
+#define CHUNKS_WANTED    4u
+#define CHUNK_BYTES_MIN  32768u
 #define CHUNK_BYTES_BEST 262144u
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
@@ -56,7 +57,8 @@ static void stage(pmr_task *task, uint32_t chunk)
     size_t items = items_of(task, chunk), item = task->item_bytes;
     const uint8_t *from = (const uint8_t *)task->call->send + (size_t)chunk * task->chunk_items * item;
     uint8_t *to = pmr_comm_chunk(comm, comm->rank, task->seq, chunk);
-    size_t own = slice_start(task, items, comm->rank) * item, after = slice_start(task, items, comm->rank + 1) * item;
+    size_t own = slice_start(task, items, comm->rank) * item,
+           after = slice_start(task, items, comm->rank + 1) * item;
     memcpy(to, from, own);
     memcpy(to + after, from + after, items * item - after);
     task->staged = chunk + 1;
@@ -124,7 +126,7 @@ static pmr_status collect_all(pmr_task *task, uint32_t chunk)
 
 static pmr_status pipeline(pmr_task *task)
 {
-    for (;; task->step++) {
+    for (; task->steps > 0; task->step++) {
         uint32_t i = task->step;
         if (i < task->steps && task->staged <= i)
             stage(task, i);
@@ -139,9 +141,10 @@ static pmr_status pipeline(pmr_task *task)
             if (status)
                 return status;
             if (i - 1 == task->steps)
-                return PMR_OK;
+                break;
         }
     }
+    return PMR_OK;
 }
 
 static pmr_status enter(pmr_task *task)
@@ -166,7 +169,7 @@ static pmr_status enter(pmr_task *task)
     }
     pmr_task_enter(task, entry);
     comm->half_busy[half] = task->seq;
-    if (!task->exposed)
+    if (!task->exposed && task->steps)
         stage(task, 0);
     return PMR_OK;
 }

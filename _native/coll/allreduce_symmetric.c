@@ -2,20 +2,21 @@
  *
  * allreduce_symmetric.c: chunk by chunk, everyone shows its chunk and reduces everyone's.
  *
- * One meeting per chunk. Bytes per rank: M copied to shared memory, size * M read, M written: for two ranks as little
- * as cutting into slices would move, with half the meetings; for more, worth it while a meeting costs more than the
- * extra reads. Arrays that all lie in the heap are reduced in place instead (in_place.c); where only some do, their ranks show
- * their first chunk after all have entered.
+ * One meeting per chunk. Bytes per rank: M copied to shared memory, size * M read, M written: for two ranks
+ * as little as cutting into slices would move, with half the meetings; for more, worth it while a meeting
+ * costs more than the extra reads. Arrays that all lie in the heap are reduced in place instead (in_place.c);
+ * where only some do, their ranks show their first chunk after all have entered.
  *
- * Chunks are numbered through all calls; chunk n lies in turn n % 2 of its rank. Why two are enough: a rank shows chunk n after it saw
- * that all had shown chunk n - 1, which each did after it had reduced chunk n - 2. Two ranks swap their turns each time.
+ * Chunks are numbered through all calls; chunk n lies in turn n % 2 of its rank. Why two are enough: a rank
+ * shows chunk n after it saw that all had shown chunk n - 1, which each did after it had reduced chunk n - 2.
+ * Two ranks swap their turns each time.
  */
 #include "coll/coll.h"
 
 enum { ENTER = 0, GATHER, SHOW, AWAIT, IN_PLACE = 100 };
 
 #define CHUNK_BYTES 65536u
-#define BYTES_BEST 32768u    /* above it, with three ranks and more, slices move less */
+#define BYTES_BEST  32768u /* above it, with three ranks and more, slices move less */
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -67,7 +68,8 @@ static void reduce_chunk(const pmr_task *task, uint32_t chunk)
     for (uint32_t rank = 0; rank < comm->size; rank++)
         source[rank] = rank == comm->rank ? (const uint8_t *)call->send + at
                                           : pmr_comm_turn(comm, rank, comm->turns + chunk);
-    pmr_reduce_lookup(call->op, call->dtype)((uint8_t *)call->recv + at, source, comm->size, items_of(task, chunk));
+    pmr_reduce_lookup(call->op, call->dtype)((uint8_t *)call->recv + at, source, comm->size,
+                                             items_of(task, chunk));
 }
 
 static pmr_status enter(pmr_task *task)

@@ -2,8 +2,8 @@
  *
  * alone.c: collectives of a communicator of one rank: a copy, or nothing.
  *
- * Steps: none. Bytes: the message, copied once unless the call is in place. Invariant: exscan leaves its result alone, as
- * on rank 0 of any world.
+ * Steps: none. Bytes: the message, copied once unless the call is in place. Invariant: exscan leaves its
+ * result alone, as on rank 0 of any world.
  */
 #include "coll/coll.h"
 

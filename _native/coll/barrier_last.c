@@ -2,8 +2,8 @@
  *
  * barrier_last.c: the last to arrive opens the gate for all.
  *
- * One atomic addition per rank and one line that all wait for: with more ranks than CPUs, each rank has to run once
- * per barrier and is not woken before the gate is open.
+ * One atomic addition per rank and one line that all wait for: with more ranks than CPUs, each rank has to
+ * run once per barrier and is not woken before the gate is open.
  */
 #include "coll/coll.h"
 

@@ -16,7 +16,8 @@ static size_t sum_before(const size_t *counts, uint32_t rank)
 
 static pmr_block block_at(const void *base, size_t at, size_t count, size_t item_bytes)
 {
-    return (pmr_block){.data = base ? (uint8_t *)(uintptr_t)base + at * item_bytes : NULL, .bytes = count * item_bytes};
+    return (pmr_block){.data = base ? (uint8_t *)(uintptr_t)base + at * item_bytes : NULL,
+                       .bytes = count * item_bytes};
 }
 
 uint64_t pmr_block_offset(const pmr_task *task, uint32_t block, size_t expected)
@@ -83,7 +84,8 @@ size_t pmr_blocks_total(const pmr_task *task)
 bool pmr_blocks_exposable(const pmr_task *task)
 {
     const pmr_call *call = task->call;
-    if (pmr_task_is(task, PMR_KIND_BIT(PMR_ALLTOALL) | PMR_KIND_BIT(PMR_ALLTOALLV)) && call->send == call->recv)
+    if (pmr_task_is(task, PMR_KIND_BIT(PMR_ALLTOALL) | PMR_KIND_BIT(PMR_ALLTOALLV)) &&
+        call->send == call->recv)
         return false;
     if (pmr_task_is(task, PMR_PREFIX) && call->send == call->recv)
         return false;

@@ -2,8 +2,8 @@
  *
  * blocks.h: who makes what for whom in the one-way collectives.
  *
- * A maker has one block that all its takers take, or one block for each rank. Invariant: these functions depend on the
- * call and the communicator alone, so maker and taker agree on them.
+ * A maker has one block that all its takers take, or one block for each rank. Invariant: these functions
+ * depend on the call and the communicator alone, so maker and taker agree on them.
  */
 #ifndef PMR_COLL_BLOCKS_H
 #define PMR_COLL_BLOCKS_H
@@ -15,14 +15,15 @@ typedef struct pmr_block {
     size_t bytes;
 } pmr_block;
 
-#define PMR_SCATTERS                                                                                                   \
-    (PMR_KIND_BIT(PMR_SCATTER) | PMR_KIND_BIT(PMR_SCATTERV) | PMR_KIND_BIT(PMR_ALLTOALL) | PMR_KIND_BIT(PMR_ALLTOALLV) | \
-     PMR_KIND_BIT(PMR_REDUCE_SCATTER) | PMR_KIND_BIT(PMR_REDUCE_SCATTERV))
+#define PMR_SCATTERS                                                                                         \
+    (PMR_KIND_BIT(PMR_SCATTER) | PMR_KIND_BIT(PMR_SCATTERV) | PMR_KIND_BIT(PMR_ALLTOALL) |                   \
+     PMR_KIND_BIT(PMR_ALLTOALLV) | PMR_KIND_BIT(PMR_REDUCE_SCATTER) | PMR_KIND_BIT(PMR_REDUCE_SCATTERV))
 #define PMR_FROM_ROOT (PMR_KIND_BIT(PMR_BROADCAST) | PMR_KIND_BIT(PMR_SCATTER) | PMR_KIND_BIT(PMR_SCATTERV))
-#define PMR_TO_ROOT (PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_GATHER) | PMR_KIND_BIT(PMR_GATHERV))
-#define PMR_PREFIX (PMR_KIND_BIT(PMR_SCAN) | PMR_KIND_BIT(PMR_EXSCAN))
-#define PMR_REDUCES                                                                                                    \
-    (PMR_PREFIX | PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_REDUCE_SCATTER) | PMR_KIND_BIT(PMR_REDUCE_SCATTERV))
+#define PMR_TO_ROOT   (PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_GATHER) | PMR_KIND_BIT(PMR_GATHERV))
+#define PMR_PREFIX    (PMR_KIND_BIT(PMR_SCAN) | PMR_KIND_BIT(PMR_EXSCAN))
+#define PMR_REDUCES                                                                                          \
+    (PMR_PREFIX | PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_REDUCE_SCATTER) |                              \
+     PMR_KIND_BIT(PMR_REDUCE_SCATTERV))
 
 static inline bool pmr_task_is(const pmr_task *task, uint32_t kinds)
 {

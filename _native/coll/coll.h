@@ -2,12 +2,12 @@
  *
  * coll.h: what an algorithm is. One algorithm is one file, which no other file names.
  *
- * An algorithm is a *step* function: it does all that it can without waiting and returns PMR_OK when this rank's part
- * is done, PMR_PENDING with task->want set where it would wait, or an error. The same step serves blocking calls
- * (the caller waits for task->want) and nonblocking ones (the engine comes back). task->phase is 0 at first; the rest of
- * the task is the algorithm's own. Every algorithm enters the call (comm/meet.h) in its first step without waiting
- * for anybody but a slower rank whose memory it reuses, writes no user memory before the fingerprints it depends on
- * were compared, and gives canonical-order bits.
+ * An algorithm is a *step* function: it does all that it can without waiting and returns PMR_OK when this
+ * rank's part is done, PMR_PENDING with task->want set where it would wait, or an error. The same step serves
+ * blocking calls (the caller waits for task->want) and nonblocking ones (the engine comes back). task->phase
+ * is 0 at first; the rest of the task is the algorithm's own. Every algorithm enters the call (comm/meet.h)
+ * in its first step without waiting for anybody but a slower rank whose memory it reuses, writes no user
+ * memory before the fingerprints it depends on were compared, and gives canonical-order bits.
  */
 #ifndef PMR_COLL_COLL_H
 #define PMR_COLL_COLL_H
@@ -16,9 +16,9 @@
 
 typedef struct pmr_algorithm {
     const char *name;
-    uint32_t kinds;     /* bits of pmr_kind */
-    /* The largest message (task->bytes) of that kind for which it is the one to take on that communicator; 0: never.
-     * Where several offer themselves for a size, the one with the smallest limit is taken. */
+    uint32_t kinds; /* bits of pmr_kind */
+    /* The largest message (task->bytes) of that kind for which it is the one to take on that communicator; 0:
+     * never. Where several offer themselves for a size, the one with the smallest limit is taken. */
     size_t (*limit)(const pmr_comm *comm, pmr_kind kind);
     /* Largest message it can do at all, when forced. */
     size_t bytes_max;
@@ -28,8 +28,8 @@ typedef struct pmr_algorithm {
 #define PMR_KIND_BIT(kind) (1u << (kind))
 
 /* Puts a pointer in an ELF section that select.c walks. */
-#define PMR_REGISTER_ALGORITHM(algorithm)                                                                              \
-    static const pmr_algorithm *const pmr_registered_##algorithm                                                       \
+#define PMR_REGISTER_ALGORITHM(algorithm)                                                                    \
+    static const pmr_algorithm *const pmr_registered_##algorithm                                             \
         __attribute__((section("pmr_algorithms"), used)) = &(algorithm)
 
 /* Prepares a task for the call: number, fingerprint, record, algorithm. select.c */

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * exchange.c: alltoall, reduce_scatter and, between two ranks, allgather: every pair of ranks exchanges blocks.
+ * exchange.c: alltoall, reduce_scatter and, between two ranks, allgather: every pair of ranks exchanges
+ * blocks.
  *
- * Each pair has two buffers and swaps them with every chunk (pmr_comm_pair): a rank writes the lines that it read last, which
- * its own cache holds. A rank *shows* a chunk of all its blocks, then *takes* the chunk meant for it from each other rank: one
- * meeting per chunk. Bytes per rank: its blocks copied to shared memory, those of the others read and written once (added
- * up in canonical order in reduce_scatter). Blocks in the heap are taken from where they lie; their owner waits until
- * all are done.
+ * Each pair has two buffers and swaps them with every chunk (pmr_comm_pair): a rank writes the lines that it
+ * read last, which its own cache holds. A rank *shows* a chunk of all its blocks, then *takes* the chunk
+ * meant for it from each other rank: one meeting per chunk. Bytes per rank: its blocks copied to shared
+ * memory, those of the others read and written once (added up in canonical order in reduce_scatter). Blocks
+ * in the heap are taken from where they lie; their owner waits until all are done.
  *
- * Chunks are numbered through all calls. Why two buffers are enough: a rank writes chunk n of a pair where it read
- * chunk n - 1, and the other side, which wrote that, had read chunk n - 2 there before.
+ * Chunks are numbered through all calls. Why two buffers are enough: a rank writes chunk n of a pair where it
+ * read chunk n - 1, and the other side, which wrote that, had read chunk n - 2 there before.
  */
 #include "coll/blocks.h"
 
@@ -39,8 +40,8 @@ static uint32_t block_for(const pmr_task *task, uint32_t rank)
     return pmr_blocks_count(task) == 1 ? 0 : rank;
 }
 
-/* A rank whose blocks lie in the heap copies nothing, but says that it has come so far, which tells the others that it
- * has taken the chunk before. */
+/* A rank whose blocks lie in the heap copies nothing, but says that it has come so far, which tells the
+ * others that it has taken the chunk before. */
 static void show(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
@@ -49,8 +50,8 @@ static void show(pmr_task *task, uint32_t chunk)
     for (uint32_t i = 1; i < comm->size && !exposed; i++) {
         uint32_t taker = (comm->rank + i) % comm->size;
         pmr_block block = pmr_block_out(task, block_for(task, taker));
-        memcpy(pmr_comm_pair(comm, comm->rank, taker, comm->exchanges + chunk, room), block.data + room * chunk,
-               part_of(task, block.bytes, chunk));
+        memcpy(pmr_comm_pair(comm, comm->rank, taker, comm->exchanges + chunk, room),
+               block.data + room * chunk, part_of(task, block.bytes, chunk));
     }
     task->staged = chunk + 1;
     pmr_flag_set(&comm->me->pair, comm->exchanges + task->staged);
@@ -106,7 +107,8 @@ static pmr_status copy_chunk(pmr_task *task, uint32_t chunk)
         if (status)
             return status;
         pmr_block block = pmr_block_in(task, maker);
-        memcpy(block.data + block_chunk(task) * chunk, locate(task, maker, chunk), part_of(task, block.bytes, chunk));
+        memcpy(block.data + block_chunk(task) * chunk, locate(task, maker, chunk),
+               part_of(task, block.bytes, chunk));
     }
     task->cursor = 0;
     return PMR_OK;
@@ -148,7 +150,8 @@ static pmr_status run_chunks(pmr_task *task)
                 show(task, task->step);
             task->phase = TAKE;
         }
-        pmr_status status = pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
+        pmr_status status =
+            pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
         if (status)
             return status;
     }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * in_place.c: allreduce of arrays that all local ranks can reach: each rank owns a slice, reads it from every array and
- * writes the result into every array.
+ * in_place.c: allreduce of arrays that all local ranks can reach: each rank owns a slice, reads it from every
+ * array and writes the result into every array.
  *
- * Two meetings: all have entered (before this step), all have finished. Bytes: M read and M written per rank, the
- * least there can be. Owners are fixed, so that a slice stays in its owner's cache from call to call.
+ * Two meetings: all have entered (before this step), all have finished. Bytes: M read and M written per rank,
+ * the least there can be. Owners are fixed, so that a slice stays in its owner's cache from call to call.
  * Invariant: an owner has read a block of every array before it writes that block of any.
  */
 #include "coll/coll.h"
@@ -30,8 +30,8 @@ static void reduce_own_slice(pmr_task *task)
         source[rank] = (uint8_t *)pmr_comm_address(comm, entry->send_offset) + first * task->item_bytes;
         target[rank] = (uint8_t *)pmr_comm_address(comm, entry->recv_offset) + first * task->item_bytes;
     }
-    pmr_reduce_push(pmr_reduce_lookup(call->op, call->dtype), call->dtype, target, comm->size, source, comm->size,
-                    end - first);
+    pmr_reduce_push(pmr_reduce_lookup(call->op, call->dtype), call->dtype, target, comm->size, source,
+                    comm->size, end - first);
 }
 
 pmr_status pmr_in_place_step(pmr_task *task)

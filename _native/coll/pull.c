@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * pull.c: every collective in which data goes one way: broadcast, gather, allgather, scatter, alltoall, reduce,
- * reduce_scatter, scan, exscan and the v-forms.
+ * pull.c: every collective in which data goes one way: broadcast, gather, allgather, scatter, alltoall,
+ * reduce, reduce_scatter, scan, exscan and the v-forms.
  *
- * Nouns: a *maker* leaves data for others, a *taker* pulls it; a maker's data is one *block* for all takers, or a
- * block for each (blocks.h). Short data lies in the entry or in the call's slot; long data is *staged* in chunks of
- * every block, as fast as the takers empty the chunk slots; data in the heap is taken from where it lies. Makers do not wait
- * for takers but for a free slot, so a broadcast's root and a reduce's leaves run ahead by PMR_ENTRY_SLOTS calls. A
- * reducing taker waits for a chunk of all makers and reduces them in one pass in canonical order.
+ * Nouns: a *maker* leaves data for others, a *taker* pulls it; a maker's data is one *block* for all takers,
+ * or a block for each (blocks.h). Short data lies in the entry or in the call's slot; long data is *staged*
+ * in chunks of every block, as fast as the takers empty the chunk slots; data in the heap is taken from where
+ * it lies. Makers do not wait for takers but for a free slot, so a broadcast's root and a reduce's leaves run
+ * ahead by PMR_ENTRY_SLOTS calls. A reducing taker waits for a chunk of all makers and reduces them in one
+ * pass in canonical order.
  *
- * Phases: enter, look at the entries of all one takes from (fingerprints, counts), pull. Bytes per maker: M copied to
- * shared memory unless in the heap; per taker: what it takes, read and written once. A line that another core read last is slow to
- * write, so chunks go round a ring larger than a core's own cache.
+ * Phases: enter, look at the entries of all one takes from (fingerprints, counts), pull. Bytes per maker: M
+ * copied to shared memory unless in the heap; per taker: what it takes, read and written once. A line that
+ * another core read last is slow to write, so chunks go round a ring larger than a core's own cache.
  */
 #include "coll/blocks.h"
 
@@ -23,7 +24,7 @@ static size_t limit(const pmr_comm *comm, pmr_kind kind)
     return comm->size > 1 ? SIZE_MAX : 0;
 }
 
-/* ---- making ------------------------------------------------------------------------------------------------------ */
+/* ---- making ---- */
 
 /* Bytes of a block that one chunk holds. */
 static size_t block_chunk(const pmr_task *task)
@@ -67,7 +68,7 @@ static uint32_t steps_of(const pmr_task *task)
 
 /* Offsets and sizes of the blocks, at the head of the slot, where takers cannot compute them. */
 typedef struct block_place {
-    uint64_t offset;    /* from the slot's start, or in the window */
+    uint64_t offset; /* from the slot's start, or in the window */
     uint64_t bytes;
 } block_place;
 
@@ -198,7 +199,7 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
     return PMR_OK;
 }
 
-/* ---- taking -------------------------------------------------------------------------------------------------------- */
+/* ---- taking ---- */
 
 /* The maker's block for this rank: where it starts, and how it is bounded. */
 static const uint8_t *locate(const pmr_task *task, uint32_t maker, uint32_t chunk, size_t at, size_t expected)
@@ -230,11 +231,13 @@ static uint64_t offered(const pmr_task *task, uint32_t maker)
     return entry->style == PMR_STYLE_INLINE ? entry->steps : entry->recv_offset;
 }
 
-/* Where anything is staged, all that is taken is taken chunk by chunk: also what lies elsewhere and may be longer. */
+/* Where anything is staged, all that is taken is taken chunk by chunk: also what lies elsewhere and may be
+ * longer. */
 static void cover_all(pmr_task *task)
 {
     uint32_t rank = task->comm->rank;
-    size_t most = pmr_blocks_reducing(task) && pmr_blocks_reduces_here(task) ? pmr_block_in(task, rank).bytes : 0;
+    size_t most =
+        pmr_blocks_reducing(task) && pmr_blocks_reduces_here(task) ? pmr_block_in(task, rank).bytes : 0;
     for (uint32_t maker = 0; maker < task->comm->size && !pmr_blocks_reducing(task); maker++)
         if (pmr_blocks_takes(task, rank, maker) && pmr_block_in(task, maker).bytes > most)
             most = pmr_block_in(task, maker).bytes;
@@ -255,7 +258,8 @@ static pmr_status look(pmr_task *task, pmr_error *error)
         const pmr_entry *entry = pmr_task_look(task, maker, &status, error);
         if (!entry)
             return status;
-        bool counts_differ = pmr_blocks_checked(task) && offered(task, maker) != pmr_block_in(task, maker).bytes;
+        bool counts_differ =
+            pmr_blocks_checked(task) && offered(task, maker) != pmr_block_in(task, maker).bytes;
         if (counts_differ)
             return pmr_comm_mismatch(task, maker, error);
         if (entry->style == PMR_STYLE_STAGED && entry->steps > task->steps)
@@ -316,7 +320,8 @@ static pmr_status reduce_chunk(pmr_task *task, uint32_t chunk)
             return status;
     }
     task->cursor = 0;
-    pmr_block into = pmr_block_in(task, comm->rank), own = pmr_block_out(task, pmr_blocks_count(task) == 1 ? 0 : comm->rank);
+    pmr_block into = pmr_block_in(task, comm->rank),
+              own = pmr_block_out(task, pmr_blocks_count(task) == 1 ? 0 : comm->rank);
     size_t at = task->steps ? cut(task) * chunk : 0;
     size_t bytes = task->steps ? part_of(into.bytes, cut(task), chunk) : into.bytes;
     const void *source[PMR_WINDOW_RANKS_MAX];
@@ -337,12 +342,13 @@ static void copy_own(pmr_task *task)
     if (pmr_blocks_reducing(task) || !pmr_blocks_keeps_own(task))
         return;
     uint32_t rank = task->comm->rank;
-    pmr_block from = pmr_block_out(task, pmr_blocks_count(task) == 1 ? 0 : rank), to = pmr_block_in(task, rank);
+    pmr_block from = pmr_block_out(task, pmr_blocks_count(task) == 1 ? 0 : rank),
+              to = pmr_block_in(task, rank);
     if (to.data && from.bytes && from.data != to.data)
         memmove(to.data, from.data, from.bytes);
 }
 
-/* ---- the phases ------------------------------------------------------------------------------------------------------ */
+/* ---- the phases ---- */
 
 static pmr_status pull(pmr_task *task, pmr_error *error)
 {
@@ -360,7 +366,8 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
             }
             task->phase = TAKE;
         }
-        pmr_status status = pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
+        pmr_status status =
+            pmr_blocks_reducing(task) ? reduce_chunk(task, task->step) : copy_chunk(task, task->step);
         if (status)
             return status;
         if (task->steps)

@@ -2,9 +2,10 @@
  *
  * run.c: running collectives: at once by their caller, or in the queue that the engine drives.
  *
- * While a communicator's queue is empty a blocking call runs in its caller, without a lock. Otherwise it queues up
- * behind the nonblocking ones, so that calls take effect in the order they were made. Only the head of a queue runs.
- * Invariant: `source.active` counts the queued tasks, and falls only after the driver let go of the communicator.
+ * While a communicator's queue is empty a blocking call runs in its caller, without a lock. Otherwise it
+ * queues up behind the nonblocking ones, so that calls take effect in the order they were made. Only the head
+ * of a queue runs. Invariant: `source.active` counts the queued tasks, and falls only after the driver let go
+ * of the communicator.
  */
 #include <stdlib.h>
 
@@ -15,10 +16,10 @@
 typedef struct queued_task {
     pmr_task task;
     pmr_call call;
-    size_t counts[];    /* copies of the call's count arrays */
+    size_t counts[]; /* copies of the call's count arrays */
 } queued_task;
 
-/* ---- the queue ----------------------------------------------------------------------------------------------- */
+/* ---- the queue ---- */
 
 static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER; /* held for a few pointer writes */
 
@@ -75,8 +76,9 @@ static bool poll_queue(pmr_source *source, pmr_wants *wants)
         pmr_error error;
         comm->running = task;
         uint32_t phase = task->phase, step = task->step, cursor = task->cursor;
-        pmr_status status = comm->broken ? pmr_fail(&error, PMR_ERR_SHUTDOWN, "an earlier call of this communicator failed")
-                                         : task->algorithm->step(task, &error);
+        pmr_status status =
+            comm->broken ? pmr_fail(&error, PMR_ERR_SHUTDOWN, "an earlier call of this communicator failed")
+                         : task->algorithm->step(task, &error);
         if (status == PMR_PENDING) {
             moved = moved || phase != task->phase || step != task->step || cursor != task->cursor;
             if (pmr_flag_reached(task->want.flag, task->want.target))
@@ -93,7 +95,7 @@ static bool poll_queue(pmr_source *source, pmr_wants *wants)
     return moved;
 }
 
-/* ---- starting ------------------------------------------------------------------------------------------------- */
+/* ---- starting ---- */
 
 static size_t v_arrays(const pmr_call *call)
 {
@@ -164,7 +166,7 @@ pmr_status pmr_coll_start(pmr_comm *comm, const pmr_call *call, pmr_request **ou
     return PMR_OK;
 }
 
-/* ---- blocking --------------------------------------------------------------------------------------------------- */
+/* ---- blocking ---- */
 
 static pmr_status run_queued(pmr_comm *comm, const pmr_call *call, int64_t timeout_ns, pmr_error *error)
 {
@@ -189,7 +191,8 @@ static pmr_status run_slowly(pmr_task *task, pmr_status status, int64_t timeout_
     pmr_comm *comm = task->comm;
     int64_t deadline_ns = timeout_ns == PMR_FOREVER ? PMR_FOREVER : pmr_deadline_ns(timeout_ns);
     while (status == PMR_PENDING) {
-        status = pmr_flag_wait(task->want.flag, task->want.target, &comm->policy, &comm->watch, deadline_ns, error);
+        status = pmr_flag_wait(task->want.flag, task->want.target, &comm->policy, &comm->watch, deadline_ns,
+                               error);
         if (status == PMR_OK)
             status = task->algorithm->step(task, error);
         else if (status == PMR_ERR_STALLED && !pmr_window_aborted(&comm->context->window, error))

@@ -2,9 +2,10 @@
  *
  * select.c: checks a call, numbers it, and chooses its algorithm.
  *
- * Algorithms register themselves in an ELF section; a communicator orders those of each kind by their limits once,
- * so that choosing is a comparison or two. Only what all ranks know alike decides (kind, message bytes, the
- * communicator), so all ranks choose the same. Invariant: at least one algorithm takes any size of every kind.
+ * Algorithms register themselves in an ELF section; a communicator orders those of each kind by their limits
+ * once, so that choosing is a comparison or two. Only what all ranks know alike decides (kind, message bytes,
+ * the communicator), so all ranks choose the same. Invariant: at least one algorithm takes any size of every
+ * kind.
  */
 #include "coll/coll.h"
 
@@ -14,23 +15,35 @@ extern const pmr_algorithm *const __stop_pmr_algorithms[];
 static const pmr_algorithm *forced[PMR_KIND_COUNT];
 
 static const char *const kind_names[PMR_KIND_COUNT] = {
-    [PMR_BARRIER] = "barrier", [PMR_BROADCAST] = "broadcast", [PMR_REDUCE] = "reduce",
-    [PMR_ALLREDUCE] = "allreduce", [PMR_GATHER] = "gather", [PMR_ALLGATHER] = "allgather",
-    [PMR_SCATTER] = "scatter", [PMR_REDUCE_SCATTER] = "reduce_scatter", [PMR_ALLTOALL] = "alltoall",
-    [PMR_SCAN] = "scan", [PMR_EXSCAN] = "exscan", [PMR_GATHERV] = "gatherv",
-    [PMR_ALLGATHERV] = "allgatherv", [PMR_SCATTERV] = "scatterv", [PMR_REDUCE_SCATTERV] = "reduce_scatterv",
-    [PMR_ALLTOALLV] = "alltoallv", [PMR_SEND] = "send", [PMR_RECV] = "recv",
+    [PMR_BARRIER] = "barrier",
+    [PMR_BROADCAST] = "broadcast",
+    [PMR_REDUCE] = "reduce",
+    [PMR_ALLREDUCE] = "allreduce",
+    [PMR_GATHER] = "gather",
+    [PMR_ALLGATHER] = "allgather",
+    [PMR_SCATTER] = "scatter",
+    [PMR_REDUCE_SCATTER] = "reduce_scatter",
+    [PMR_ALLTOALL] = "alltoall",
+    [PMR_SCAN] = "scan",
+    [PMR_EXSCAN] = "exscan",
+    [PMR_GATHERV] = "gatherv",
+    [PMR_ALLGATHERV] = "allgatherv",
+    [PMR_SCATTERV] = "scatterv",
+    [PMR_REDUCE_SCATTERV] = "reduce_scatterv",
+    [PMR_ALLTOALLV] = "alltoallv",
+    [PMR_SEND] = "send",
+    [PMR_RECV] = "recv",
 };
 
-#define ROOTED                                                                                                         \
-    (PMR_KIND_BIT(PMR_BROADCAST) | PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_GATHER) | PMR_KIND_BIT(PMR_SCATTER) |    \
-     PMR_KIND_BIT(PMR_GATHERV) | PMR_KIND_BIT(PMR_SCATTERV))
-#define REDUCING                                                                                                       \
-    (PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_ALLREDUCE) | PMR_KIND_BIT(PMR_REDUCE_SCATTER) |                        \
+#define ROOTED                                                                                               \
+    (PMR_KIND_BIT(PMR_BROADCAST) | PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_GATHER) |                     \
+     PMR_KIND_BIT(PMR_SCATTER) | PMR_KIND_BIT(PMR_GATHERV) | PMR_KIND_BIT(PMR_SCATTERV))
+#define REDUCING                                                                                             \
+    (PMR_KIND_BIT(PMR_REDUCE) | PMR_KIND_BIT(PMR_ALLREDUCE) | PMR_KIND_BIT(PMR_REDUCE_SCATTER) |             \
      PMR_KIND_BIT(PMR_REDUCE_SCATTERV) | PMR_KIND_BIT(PMR_SCAN) | PMR_KIND_BIT(PMR_EXSCAN))
 /* v-forms whose counts every rank knows */
 #define COMMON_COUNTS (PMR_KIND_BIT(PMR_ALLGATHERV) | PMR_KIND_BIT(PMR_REDUCE_SCATTERV))
-#define V_FORMS                                                                                                        \
+#define V_FORMS                                                                                              \
     (COMMON_COUNTS | PMR_KIND_BIT(PMR_GATHERV) | PMR_KIND_BIT(PMR_SCATTERV) | PMR_KIND_BIT(PMR_ALLTOALLV))
 
 static bool in(uint32_t kinds, pmr_kind kind)
@@ -97,7 +110,8 @@ static void insert_forced(pmr_choices *choices, const pmr_algorithm *algorithm)
 static void choose_all(pmr_comm *comm)
 {
     for (uint32_t kind = 0; kind < PMR_SEND; kind++) {
-        for (const pmr_algorithm *const *each = __start_pmr_algorithms; each < __stop_pmr_algorithms; each++) {
+        for (const pmr_algorithm *const *each = __start_pmr_algorithms; each < __stop_pmr_algorithms;
+             each++) {
             size_t bytes_max = in((*each)->kinds, kind) ? (*each)->limit(comm, kind) : 0;
             if (bytes_max)
                 insert(&comm->choices[kind], *each, bytes_max);
@@ -108,14 +122,15 @@ static void choose_all(pmr_comm *comm)
     comm->chosen = true;
 }
 
-/* ---- checking ---------------------------------------------------------------------------------------------------- */
+/* ---- checking ---- */
 
 static pmr_status check_call(const pmr_comm *comm, const pmr_call *call, pmr_error *error)
 {
     if ((unsigned)call->kind >= PMR_SEND || (unsigned)call->dtype >= PMR_DTYPE_COUNT)
         return pmr_fail(error, PMR_ERR_ARGUMENT, "no such collective or dtype");
     if (in(ROOTED, call->kind) && (call->root < 0 || (uint32_t)call->root >= comm->size))
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "%s: root %d is not a rank of this communicator: 0 to %u are",
+        return pmr_fail(error, PMR_ERR_ARGUMENT,
+                        "%s: root %d is not a rank of this communicator: 0 to %u are",
                         pmr_kind_name(call->kind), call->root, comm->size - 1);
     if (in(REDUCING, call->kind) && !pmr_op_defined(call->op, call->dtype))
         return pmr_fail(error, PMR_ERR_UNSUPPORTED, "%s: %s is not defined for %s", pmr_kind_name(call->kind),
@@ -146,7 +161,8 @@ static uint64_t fingerprint_of(const pmr_comm *comm, const pmr_call *call)
     return mix(hash, 0);
 }
 
-/* The v-forms' sizes differ between ranks, so they must not decide: such calls count as 1 byte (limits above it hold). */
+/* The v-forms' sizes differ between ranks, so they must not decide: such calls count as 1 byte (limits above
+ * it hold). */
 static size_t message_bytes(const pmr_call *call, size_t item_bytes)
 {
     return in(V_FORMS, call->kind) ? 1 : call->count * item_bytes;
@@ -189,7 +205,8 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
     if (status)
         return status;
     if (comm->broken)
-        return pmr_fail(error, PMR_ERR_SHUTDOWN, "this communicator was left in the middle of an earlier call");
+        return pmr_fail(error, PMR_ERR_SHUTDOWN,
+                        "this communicator was left in the middle of an earlier call");
     if (!comm->chosen)
         choose_all(comm);
     task->comm = comm;

@@ -2,16 +2,16 @@
  *
  * split.c: making communicators out of a communicator, and freeing them.
  *
- * The world's board lies in the shared area; the others' come from the node's pool of boards, claimed by the group's
- * rank 0 with an atomic bit. Split is two allgathers on the parent: everyone's (color, key), then the board that each
- * group's rank 0 claimed. Who leaves a freed communicator last gives the board back.
+ * The world's board lies in the shared area; the others' come from the node's pool of boards, claimed by the
+ * group's rank 0 with an atomic bit. Split is two allgathers on the parent: everyone's (color, key), then the
+ * board that each group's rank 0 claimed. Who leaves a freed communicator last gives the board back.
  * Invariant: a board in the pool that is not taken reads as zero.
  */
 #include <stdlib.h>
 
 #include "coll/coll.h"
 
-/* ---- the pool of boards ------------------------------------------------------------------------------------- */
+/* ---- the pool of boards ---- */
 
 /* PMR_BOARDS_MAX: none is free. */
 static uint32_t pool_take(pmr_pool *pool)
@@ -39,21 +39,23 @@ static void pool_give(pmr_context *context, uint32_t index)
     atomic_fetch_and(&context->pool->taken[index / 64], ~(1ull << (index % 64)));
 }
 
-/* ---- split ---------------------------------------------------------------------------------------------------- */
+/* ---- split ---- */
 
 typedef struct split_card {
     int32_t color;
     int32_t key;
 } split_card;
 
-typedef struct split_place {    /* what a group's rank 0 tells its members */
+typedef struct split_place { /* what a group's rank 0 tells its members */
     uint32_t board_index;
     uint32_t id;
 } split_place;
 
-static pmr_status allgather(pmr_comm *comm, const void *card, void *cards, size_t bytes, uint32_t site, pmr_error *error)
+static pmr_status allgather(pmr_comm *comm, const void *card, void *cards, size_t bytes, uint32_t site,
+                            pmr_error *error)
 {
-    pmr_call call = {.kind = PMR_ALLGATHER, .dtype = PMR_UINT8, .send = card, .recv = cards, .count = bytes, .site = site};
+    pmr_call call = {
+        .kind = PMR_ALLGATHER, .dtype = PMR_UINT8, .send = card, .recv = cards, .count = bytes, .site = site};
     return pmr_coll_run(comm, &call, PMR_FOREVER, error);
 }
 
@@ -72,13 +74,15 @@ static uint32_t group_of(const pmr_comm *comm, const split_card *cards, int32_t 
     return size;
 }
 
-static pmr_status open_group(pmr_comm *comm, const uint32_t *group, uint32_t size, split_place place, pmr_comm **out,
-                             pmr_error *error)
+static pmr_status open_group(pmr_comm *comm, const uint32_t *group, uint32_t size, split_place place,
+                             pmr_comm **out, pmr_error *error)
 {
     pmr_context *context = comm->context;
     if (place.board_index == PMR_BOARDS_MAX)
-        return pmr_fail(error, PMR_ERR_NO_MEMORY, "%u communicators are alive on this node, the most there can be: "
-                        "free() those that are done", PMR_BOARDS_MAX);
+        return pmr_fail(error, PMR_ERR_NO_MEMORY,
+                        "%u communicators are alive on this node, the most there can be: "
+                        "free() those that are done",
+                        PMR_BOARDS_MAX);
     uint16_t *local = malloc(size * sizeof *local);
     if (!local)
         return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks", size);
@@ -90,7 +94,8 @@ static pmr_status open_group(pmr_comm *comm, const uint32_t *group, uint32_t siz
     }
     void *board;
     size_t bytes = pmr_board_layout_of(size).bytes;
-    pmr_status status = pmr_window_map_pool(&context->window, pool_offset(context, place.board_index), bytes, &board, error);
+    pmr_status status =
+        pmr_window_map_pool(&context->window, pool_offset(context, place.board_index), bytes, &board, error);
     if (!status) {
         status = pmr_comm_open(context, board, place.id, my_rank, size, local, place.board_index, out, error);
         if (status)
@@ -100,7 +105,8 @@ static pmr_status open_group(pmr_comm *comm, const uint32_t *group, uint32_t siz
     return status;
 }
 
-pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out, pmr_error *error)
+pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
+                          pmr_error *error)
 {
     split_card mine = {color, key};
     split_card *cards = malloc(comm->size * sizeof *cards);
@@ -116,7 +122,8 @@ pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t s
     if (!status && color >= 0) {
         size = group_of(comm, cards, color, group);
         if (group[0] == comm->rank)
-            place = (split_place){pool_take(comm->context->pool), atomic_fetch_add(&comm->context->pool->made, 1) + 1};
+            place = (split_place){pool_take(comm->context->pool),
+                                  atomic_fetch_add(&comm->context->pool->made, 1) + 1};
     }
     if (!status)
         status = allgather(comm, &place, places, sizeof place, site, error);
@@ -135,9 +142,11 @@ pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error)
 {
     pmr_context *context = comm->context;
     if (comm->board_index == PMR_BOARDS_MAX)
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "the world communicator cannot be freed; pm.shutdown() ends it");
+        return pmr_fail(error, PMR_ERR_ARGUMENT,
+                        "the world communicator cannot be freed; pm.shutdown() ends it");
     if (atomic_load(&comm->source.active))
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "the communicator has nonblocking calls under way: wait for their "
+        return pmr_fail(error, PMR_ERR_ARGUMENT,
+                        "the communicator has nonblocking calls under way: wait for their "
                         "requests before free()");
     pmr_board *board = comm->board;
     size_t bytes = comm->board_bytes;

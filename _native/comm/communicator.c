@@ -41,7 +41,8 @@ pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, ui
     comm->local = members;
     comm->crowded = context->window.header->cpus < size;
     pmr_wait_policy_init(&comm->policy, context->crowded);
-    comm->watch = (pmr_watch){.abort_state = pmr_window_abort_word(&context->window), .check = pmr_comm_check, .arg = comm};
+    comm->watch = (pmr_watch){
+        .abort_state = pmr_window_abort_word(&context->window), .check = pmr_comm_check, .arg = comm};
     *out = comm;
     return PMR_OK;
 }

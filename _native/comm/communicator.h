@@ -2,10 +2,10 @@
  *
  * communicator.h: a communicator and the operation it runs, as the collectives see them.
  *
- * Calls of one communicator are numbered from 1 (`seq`) in the order they were made, on every member alike. One
- * thread at a time runs its operations: the caller, or, while nonblocking ones are queued, whoever drives the engine.
- * `floor` is what this rank knows for certain: every member has completed all calls up to it; so memory that
- * only those calls used may be written again. Invariant: floor < seq of the running call.
+ * Calls of one communicator are numbered from 1 (`seq`) in the order they were made, on every member alike.
+ * One thread at a time runs its operations: the caller, or, while nonblocking ones are queued, whoever drives
+ * the engine. `floor` is what this rank knows for certain: every member has completed all calls up to it; so
+ * memory that only those calls used may be written again. Invariant: floor < seq of the running call.
  */
 #ifndef PMR_COMM_COMMUNICATOR_H
 #define PMR_COMM_COMMUNICATOR_H
@@ -22,7 +22,7 @@
 #include "core/window.h"
 #include "progress/engine.h"
 
-#define PMR_BOARDS_MAX 256u     /* communicators alive at once on a node, the world not counted */
+#define PMR_BOARDS_MAX 256u /* communicators alive at once on a node, the world not counted */
 
 struct pmr_algorithm;
 typedef struct pmr_task pmr_task;
@@ -30,7 +30,7 @@ typedef struct pmr_task pmr_task;
 /* The head of the shared area: which boards of the pool are taken. */
 typedef struct pmr_pool {
     _Atomic uint64_t taken[PMR_BOARDS_MAX / 64];
-    _Atomic uint32_t made;      /* communicators made so far, so that ids differ */
+    _Atomic uint32_t made; /* communicators made so far, so that ids differ */
 } pmr_pool;
 
 struct pmr_context {
@@ -44,7 +44,7 @@ struct pmr_context {
     pmr_comm *world;
     char node[PMR_NODE_NAME_BYTES];
     uint32_t first_rank;
-    bool crowded;               /* more local ranks than CPUs */
+    bool crowded; /* more local ranks than CPUs */
 };
 
 /* The algorithms of one kind, smallest messages first: the first whose limit is not exceeded runs. */
@@ -61,13 +61,13 @@ struct pmr_comm {
     pmr_recorder *recorder;
     uint32_t rank, size;
     uint32_t seq, floor;
-    uint32_t meetings;          /* of PMR_GATE_MEET, so far */
-    uint32_t rounds;            /* second meetings, so far */
+    uint32_t meetings; /* of PMR_GATE_MEET, so far */
+    uint32_t rounds;   /* second meetings, so far */
     bool crowded;
-    bool broken;                /* a call was left half way: nothing can follow */
-    bool chosen;                /* choices are filled */
-    bool queue_open;            /* the engine knows the source */
-    pmr_source source;          /* queue of nonblocking operations */
+    bool broken;       /* a call was left half way: nothing can follow */
+    bool chosen;       /* choices are filled */
+    bool queue_open;   /* the engine knows the source */
+    pmr_source source; /* queue of nonblocking operations */
     pmr_task *queue_head, *queue_tail;
     pmr_task *running;
     pmr_wait_policy policy;
@@ -75,16 +75,16 @@ struct pmr_comm {
     /* cold */
     pmr_context *context;
     uint8_t *slots, *staging, *rings, *turn_chunks, *pairs, *benches, *results;
-    uint32_t half_busy[2];      /* last call that used that half of this rank's staging */
-    uint32_t ring_busy[PMR_RING_SLOTS];     /* last call that used that slot of this rank's ring */
-    uint32_t turns;             /* chunks shown by every member, so far */
-    uint32_t exchanges;         /* chunks exchanged by every pair, so far */
-    uint32_t slice_meetings;    /* chunks whose slices were claimed, so far */
+    uint32_t half_busy[2];              /* last call that used that half of this rank's staging */
+    uint32_t ring_busy[PMR_RING_SLOTS]; /* last call that used that slot of this rank's ring */
+    uint32_t turns;                     /* chunks shown by every member, so far */
+    uint32_t exchanges;                 /* chunks exchanged by every pair, so far */
+    uint32_t slice_meetings;            /* chunks whose slices were claimed, so far */
     uint32_t chunk_meetings[2];
     int64_t next_check_ns;
     uint32_t id;
-    uint16_t *local;            /* rank -> local rank */
-    uint32_t board_index;       /* in the pool; PMR_BOARDS_MAX: the world's own */
+    uint16_t *local;      /* rank -> local rank */
+    uint32_t board_index; /* in the pool; PMR_BOARDS_MAX: the world's own */
     size_t board_bytes;
     pmr_choices choices[PMR_KIND_COUNT];
 };
@@ -96,25 +96,25 @@ struct pmr_task {
     uint64_t fingerprint;
     pmr_record *record;
     uint64_t record_number;
-    pmr_flag_target want;       /* set when a step returns PMR_PENDING */
+    pmr_flag_target want; /* set when a step returns PMR_PENDING */
     pmr_reduce_fn reduce;
-    size_t item_bytes;          /* of one element */
-    size_t bytes;               /* of the message: what choices are made by */
+    size_t item_bytes; /* of one element */
+    size_t bytes;      /* of the message: what choices are made by */
     uint32_t seq;
     uint32_t phase;
-    uint32_t cursor;            /* the member that a poll goes on with */
+    uint32_t cursor; /* the member that a poll goes on with */
     uint32_t meeting;
     uint32_t first_slices;      /* number of the first chunk among all that were ever claimed */
     uint32_t step, steps;       /* chunks */
     uint32_t staged, published; /* chunks this rank staged; steps it consumed */
     size_t chunk_items;
-    bool exposed;               /* all buffers of the call lie in the heap */
+    bool exposed; /* all buffers of the call lie in the heap */
     /* nonblocking only */
     pmr_task *next;
     pmr_request *request;
 };
 
-/* ---- finding things on the board --------------------------------------------------------------------------- */
+/* ---- finding things on the board ---- */
 
 static inline pmr_member *pmr_comm_member(const pmr_comm *comm, uint32_t rank)
 {
@@ -143,16 +143,17 @@ static inline uint8_t *pmr_comm_ring(const pmr_comm *comm, uint32_t rank, uint32
     return comm->rings + ((size_t)rank * PMR_RING_SLOTS + slot) * PMR_RING_BYTES;
 }
 
-/* The n-th chunk, over all calls, that `rank` shows. Two ranks exchange their buffers each time: a rank writes where it read last,
- * into lines that its own cache holds. Lines that the other side read last cost about six times as much to write. */
+/* The n-th chunk, over all calls, that `rank` shows. Two ranks exchange their buffers each time: a rank
+ * writes where it read last, into lines that its own cache holds. Lines that the other side read last cost
+ * about six times as much to write. */
 static inline uint8_t *pmr_comm_turn(const pmr_comm *comm, uint32_t rank, uint32_t number)
 {
     size_t buffer = comm->size == 2 ? (rank + number) % 2 : (size_t)rank * 2 + number % 2;
     return comm->turn_chunks + buffer * PMR_TURN_BYTES;
 }
 
-/* The n-th chunk, over all calls, that `maker` shows `taker`; blocks of `block_bytes`. Each pair has two buffers and exchanges
- * them each time, as two ranks do in pmr_comm_turn. */
+/* The n-th chunk, over all calls, that `maker` shows `taker`; blocks of `block_bytes`. Each pair has two
+ * buffers and exchanges them each time, as two ranks do in pmr_comm_turn. */
 static inline uint8_t *pmr_comm_pair(const pmr_comm *comm, uint32_t maker, uint32_t taker, uint32_t number,
                                      size_t block_bytes)
 {
@@ -188,7 +189,7 @@ static inline bool pmr_comm_covers(const pmr_comm *comm, const void *data, size_
     return first >= window->heaps && first + bytes <= window->base + window->mapped_bytes;
 }
 
-/* ---- made and ended in communicator.c ------------------------------------------------------------------------ */
+/* ---- made and ended in communicator.c ---- */
 
 pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, uint32_t rank, uint32_t size,
                          const uint16_t *local, uint32_t board_index, pmr_comm **out, pmr_error *error);

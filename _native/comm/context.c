@@ -2,9 +2,10 @@
  *
  * context.c: this process's place in the node's gang.
  *
- * Opening maps the window, opens this rank's recorder and heap, the engine (its thread starts later) and the world
- * communicator, in this order; closing goes backwards. The shared area holds the pool's head, the point-to-point
- * rings and the world's board. Invariant: a rank that is ATTACHED in the window has everything open.
+ * Opening maps the window, opens this rank's recorder and heap, the engine (its thread starts later) and the
+ * world communicator, in this order; closing goes backwards. The shared area holds the pool's head, the
+ * point-to-point rings and the world's board. Invariant: a rank that is ATTACHED in the window has everything
+ * open.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -32,11 +33,12 @@ static pmr_status open_world(pmr_context *context, pmr_error *error)
     pmr_board *board = (pmr_board *)(void *)(window->shared + POOL_HEAD_BYTES + p2p_bytes(window->ranks));
     uint16_t *local = malloc(window->ranks * sizeof *local);
     if (!local)
-        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks", window->ranks);
+        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks",
+                        window->ranks);
     for (uint32_t i = 0; i < window->ranks; i++)
         local[i] = (uint16_t)i;
-    pmr_status status = pmr_comm_open(context, board, 0, window->local_rank, window->ranks, local, PMR_BOARDS_MAX,
-                                      &context->world, error);
+    pmr_status status = pmr_comm_open(context, board, 0, window->local_rank, window->ranks, local,
+                                      PMR_BOARDS_MAX, &context->world, error);
     free(local);
     return status;
 }
@@ -46,7 +48,8 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     pmr_context *context = calloc(1, sizeof *context);
     if (!context)
         return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory");
-    pmr_status status = pmr_window_open(&context->window, options->window_fd, options->local_rank, pmr_shared_area_bytes, error);
+    pmr_status status = pmr_window_open(&context->window, options->window_fd, options->local_rank,
+                                        pmr_shared_area_bytes, error);
     if (status)
         goto err_free;
     pmr_window *window = &context->window;
@@ -56,8 +59,9 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     context->crowded = window->header->cpus < window->ranks;
     context->recorder = pmr_window_recorder(window, window->local_rank);
     pmr_recorder_open(context->recorder);
-    status = pmr_heap_init(&context->heap, pmr_window_heap(window, window->local_rank), window->heap_bytes, window->fd,
-                           (uint64_t)(pmr_window_heap(window, window->local_rank) - window->base));
+    status =
+        pmr_heap_init(&context->heap, pmr_window_heap(window, window->local_rank), window->heap_bytes,
+                      window->fd, (uint64_t)(pmr_window_heap(window, window->local_rank) - window->base));
     if (status) {
         pmr_fail(error, status, "out of memory for the shared heap's bookkeeping");
         goto err_window;

@@ -2,11 +2,12 @@
  *
  * meet.h: entering a call, and the ways of waiting for the others in it.
  *
- * *Enter* publishes this rank's entry. *Gather* polls the members' entries one by one: with a CPU for each rank nothing is
- * faster. *Arrive* counts ranks at the gate and lets the last one act for all: with more ranks than CPUs each rank then
- * runs once per call. *Drain* waits until the members have completed an earlier call, so that its memory is free.
- * All are steps: they return PMR_PENDING with task->want set where they would have to wait.
- * Invariant: no user data is written before the fingerprints of all ranks that matter to this one were compared.
+ * *Enter* publishes this rank's entry. *Gather* polls the members' entries one by one: with a CPU for each
+ * rank nothing is faster. *Arrive* counts ranks at the gate and lets the last one act for all: with more
+ * ranks than CPUs each rank then runs once per call. *Drain* waits until the members have completed an
+ * earlier call, so that its memory is free. All are steps: they return PMR_PENDING with task->want set where
+ * they would have to wait. Invariant: no user data is written before the fingerprints of all ranks that
+ * matter to this one were compared.
  */
 #ifndef PMR_COMM_MEET_H
 #define PMR_COMM_MEET_H
@@ -34,7 +35,8 @@ static inline void pmr_task_enter(pmr_task *task, pmr_entry *entry)
 
 /* The entry of `rank` in this call, or NULL while it has not entered (task->want is then set).
  * *status_out: PMR_PENDING, or PMR_ERR_MISMATCH. */
-static inline const pmr_entry *pmr_task_look(pmr_task *task, uint32_t rank, pmr_status *status_out, pmr_error *error)
+static inline const pmr_entry *pmr_task_look(pmr_task *task, uint32_t rank, pmr_status *status_out,
+                                             pmr_error *error)
 {
     pmr_entry *entry = pmr_comm_entry(task->comm, rank, task->seq);
     if (!pmr_flag_reached(&entry->seq, task->seq)) {
@@ -65,7 +67,8 @@ static inline bool pmr_task_arrive(pmr_task *task)
 {
     pmr_comm *comm = task->comm;
     task->meeting = ++comm->meetings;
-    uint32_t arrived = atomic_fetch_add_explicit(&comm->board->gate[PMR_GATE_MEET].arrived, 1, memory_order_acq_rel) + 1;
+    uint32_t arrived =
+        atomic_fetch_add_explicit(&comm->board->gate[PMR_GATE_MEET].arrived, 1, memory_order_acq_rel) + 1;
     return arrived == task->meeting * comm->size;
 }
 

@@ -13,8 +13,8 @@ static pmr_status check_rank(const pmr_comm *comm, const char *what, int32_t ran
     if (rank == PMR_ANY_SOURCE && any)
         return PMR_OK;
     if (rank < 0 || (uint32_t)rank >= comm->size)
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "%s %d is not a rank of this communicator: 0 to %u are", what, rank,
-                        comm->size - 1);
+        return pmr_fail(error, PMR_ERR_ARGUMENT, "%s %d is not a rank of this communicator: 0 to %u are",
+                        what, rank, comm->size - 1);
     return PMR_OK;
 }
 
@@ -27,27 +27,35 @@ static pmr_status check_tag(int32_t tag, bool any, pmr_error *error)
     return PMR_OK;
 }
 
-static pmr_status fill_out(pmr_comm *comm, const void *data, size_t bytes, int32_t dest, int32_t tag, pmr_p2p_out *out,
-                           pmr_error *error)
+static pmr_status fill_out(pmr_comm *comm, const void *data, size_t bytes, int32_t dest, int32_t tag,
+                           pmr_p2p_out *out, pmr_error *error)
 {
     pmr_status status = check_rank(comm, "destination", dest, false, error);
     if (!status)
         status = check_tag(tag, false, error);
     if (!status)
-        *out = (pmr_p2p_out){.data = data, .bytes = bytes, .comm = comm->id, .dest_local = comm->local[dest],
-                             .source = (int32_t)comm->rank, .tag = tag};
+        *out = (pmr_p2p_out){.data = data,
+                             .bytes = bytes,
+                             .comm = comm->id,
+                             .dest_local = comm->local[dest],
+                             .source = (int32_t)comm->rank,
+                             .tag = tag};
     return status;
 }
 
-static pmr_status fill_in(pmr_comm *comm, void *data, size_t bytes, int32_t source, int32_t tag, pmr_p2p_in *in,
-                          pmr_error *error)
+static pmr_status fill_in(pmr_comm *comm, void *data, size_t bytes, int32_t source, int32_t tag,
+                          pmr_p2p_in *in, pmr_error *error)
 {
     pmr_status status = check_rank(comm, "source", source, true, error);
     if (!status)
         status = check_tag(tag, true, error);
     if (!status)
-        *in = (pmr_p2p_in){.data = data, .bytes = bytes, .comm = comm->id,
-                           .source_local = source >= 0 ? comm->local[source] : 0, .source = source, .tag = tag};
+        *in = (pmr_p2p_in){.data = data,
+                           .bytes = bytes,
+                           .comm = comm->id,
+                           .source_local = source >= 0 ? comm->local[source] : 0,
+                           .source = source,
+                           .tag = tag};
     return status;
 }
 
@@ -70,7 +78,8 @@ static pmr_record *record(pmr_comm *comm, pmr_kind kind, int32_t peer, size_t by
 
 static pmr_p2p_wait wait_of(pmr_comm *comm, int64_t timeout_ns)
 {
-    return (pmr_p2p_wait){.watch = &comm->watch, .policy = &comm->policy, .deadline_ns = pmr_deadline_ns(timeout_ns)};
+    return (pmr_p2p_wait){
+        .watch = &comm->watch, .policy = &comm->policy, .deadline_ns = pmr_deadline_ns(timeout_ns)};
 }
 
 pmr_status pmr_send(pmr_comm *comm, const void *data, size_t bytes, int32_t dest, int32_t tag, uint32_t site,
@@ -101,9 +110,10 @@ pmr_status pmr_recv(pmr_comm *comm, void *data, size_t bytes, int32_t source, in
     return status;
 }
 
-pmr_status pmr_sendrecv(pmr_comm *comm, const void *send_data, size_t send_bytes, int32_t dest, int32_t send_tag,
-                        void *recv_data, size_t recv_bytes, int32_t source, int32_t recv_tag, uint32_t site,
-                        int64_t timeout_ns, pmr_message_info *info_out, pmr_error *error)
+pmr_status pmr_sendrecv(pmr_comm *comm, const void *send_data, size_t send_bytes, int32_t dest,
+                        int32_t send_tag, void *recv_data, size_t recv_bytes, int32_t source,
+                        int32_t recv_tag, uint32_t site, int64_t timeout_ns, pmr_message_info *info_out,
+                        pmr_error *error)
 {
     pmr_p2p_out out;
     pmr_p2p_in in;
@@ -145,8 +155,8 @@ pmr_status pmr_irecv(pmr_comm *comm, void *data, size_t bytes, int32_t source, i
     return status;
 }
 
-pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns, pmr_message_info *info_out,
-                     pmr_error *error)
+pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
+                     pmr_message_info *info_out, pmr_error *error)
 {
     pmr_p2p_in in;
     pmr_status status = fill_in(comm, NULL, 0, source, tag, &in, error);

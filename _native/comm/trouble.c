@@ -2,22 +2,38 @@
  *
  * trouble.c: what ends a wait other than what was waited for, and how it is told.
  *
- * Three things are looked at when a wait has lasted: the window's abort record; members that are in the same call
- * number with another call (a mismatch need not meet at the same flag, so the waiter looks for it); members
- * that have left without entering, or in the middle. Who finds something writes the abort record, so that all ranks tell the
- * same story. Invariant: a text names ranks of the world.
+ * Three things are looked at when a wait has lasted: the window's abort record; members that are in the same
+ * call number with another call (a mismatch need not meet at the same flag, so the waiter looks for it);
+ * members that have left without entering, or in the middle. Who finds something writes the abort record, so
+ * that all ranks tell the same story. Invariant: a text names ranks of the world.
  */
+#include <sched.h>
 #include <stdio.h>
 
 #include "comm/communicator.h"
+#include "core/clock.h"
 
-static pmr_status end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *text, pmr_error *error)
+#define RECORD_WAIT_NS 20000000 /* a record is written in microseconds, unless its writer lost the CPU */
+
+/* Who claimed the record and has not published it yet is writing it, or died while it did: then we tell our
+ * own story. */
+static pmr_status end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *text,
+                           pmr_error *error)
 {
     const pmr_window *window = &comm->context->window;
     pmr_window_abort_gang(window, state, rank, rank >= 0 ? comm->context->node : "", text);
     pmr_status status;
-    while ((status = pmr_window_aborted(window, error)) == PMR_OK)
-        pmr_cpu_relax(); /* somebody else claimed the record and is writing it */
+    int64_t deadline_ns = pmr_now_ns() + RECORD_WAIT_NS;
+    while ((status = pmr_window_aborted(window, error)) == PMR_OK && pmr_now_ns() < deadline_ns)
+        sched_yield();
+    if (status)
+        return status;
+    status = pmr_fail(error, pmr_window_abort_status(state), "%s", text);
+    if (error) {
+        error->rank = rank;
+        if (rank >= 0)
+            memcpy(error->node, comm->context->node, sizeof error->node);
+    }
     return status;
 }
 
@@ -47,7 +63,8 @@ static void describe_call(const pmr_comm *comm, uint32_t rank, uint32_t seq, cha
     else
         snprintf(out, out_bytes, "rank %d: %s(%s, %llu bytes%s%s) at %s", world_rank(comm, rank),
                  pmr_kind_name((pmr_kind)record.kind), pmr_dtype_name((pmr_dtype)record.dtype),
-                 (unsigned long long)record.bytes, operation, root, pmr_recorder_site_text(recorder, record.site));
+                 (unsigned long long)record.bytes, operation, root,
+                 pmr_recorder_site_text(recorder, record.site));
 }
 
 pmr_status pmr_comm_mismatch(const pmr_task *task, uint32_t rank, pmr_error *error)
@@ -57,8 +74,8 @@ pmr_status pmr_comm_mismatch(const pmr_task *task, uint32_t rank, pmr_error *err
     describe_call(comm, rank, task->seq, theirs, sizeof theirs);
     describe_call(comm, comm->rank, task->seq, ours, sizeof ours);
     bool first = rank < comm->rank;
-    snprintf(text, sizeof text, "call %u of the communicator differs: %s; %s", task->seq, first ? theirs : ours,
-             first ? ours : theirs);
+    snprintf(text, sizeof text, "call %u of the communicator differs: %s; %s", task->seq,
+             first ? theirs : ours, first ? ours : theirs);
     return end_gang(comm, PMR_ABORT_MISMATCH, world_rank(comm, rank), text, error);
 }
 
@@ -79,7 +96,8 @@ pmr_status pmr_comm_stalled(const pmr_task *task, pmr_error *error)
         if (first < 0)
             first = world_rank(comm, rank);
         if (used < sizeof missing - 16)
-            used += (size_t)snprintf(missing + used, sizeof missing - used, "%s%d", used ? ", " : "", world_rank(comm, rank));
+            used += (size_t)snprintf(missing + used, sizeof missing - used, "%s%d", used ? ", " : "",
+                                     world_rank(comm, rank));
     }
     char ours[330], text[PMR_ERROR_TEXT_BYTES];
     describe_call(comm, comm->rank, task->seq, ours, sizeof ours);
@@ -100,7 +118,8 @@ static pmr_status find_departed(const pmr_comm *comm, const pmr_task *task, pmr_
             continue;
         bool entered = has_entered(comm, rank, task->seq);
         pmr_record record;
-        if (entered && (!pmr_recorder_find(pmr_window_recorder(window, comm->local[rank]), comm->id, task->seq, &record) ||
+        if (entered && (!pmr_recorder_find(pmr_window_recorder(window, comm->local[rank]), comm->id,
+                                           task->seq, &record) ||
                         record.done_ticks != 0))
             continue; /* it did its part */
         char ours[330], text[PMR_ERROR_TEXT_BYTES];

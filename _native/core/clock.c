@@ -2,8 +2,8 @@
  *
  * clock.c: the rate of the tick counter.
  *
- * arm64 states it in a register. On x86-64 it is measured between two moments at least a millisecond apart: the
- * recorder's readers only need it to about a thousandth. Invariant: never zero.
+ * arm64 states it in a register. On x86-64 it is measured between two moments at least a millisecond apart:
+ * the recorder's readers only need it to about a thousandth. Invariant: never zero.
  */
 #include "core/clock.h"
 

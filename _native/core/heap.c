@@ -75,7 +75,7 @@ static size_t round_up(size_t value, size_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-/* ---- spare extents: reserved before anything changes, so that no change can fail half-way -------------------- */
+/* ---- spare extents: reserved before anything changes, so that no change can fail half-way ---- */
 
 static bool reserve_extents(pmr_heap *heap, size_t wanted) {
     if (heap->spares >= wanted)
@@ -107,7 +107,7 @@ static void drop_extent(pmr_heap *heap, extent *e) {
     heap->spares++;
 }
 
-/* ---- bins ---------------------------------------------------------------------------------------------------- */
+/* ---- bins ---- */
 
 /* Sizes in one bin differ by less than an eighth; bins rise with size. */
 static unsigned bin_of(size_t bytes) {
@@ -169,7 +169,7 @@ static extent *find_extent(const pmr_heap *heap, size_t bytes, size_t align) {
     return NULL;
 }
 
-/* ---- blocks by offset ---------------------------------------------------------------------------------------- */
+/* ---- blocks by offset ---- */
 
 static extent **bucket_of(const pmr_heap *heap, size_t offset) {
     uint64_t mixed = (uint64_t)(offset / GRANULE_BYTES) * 0x9e3779b97f4a7c15u;
@@ -224,7 +224,7 @@ static void blocks_remove(pmr_heap *heap, extent **link) {
     atomic_fetch_sub_explicit(&heap->used_bytes, e->bytes, memory_order_relaxed);
 }
 
-/* ---- extents by address -------------------------------------------------------------------------------------- */
+/* ---- extents by address ---- */
 
 /* Cuts e after `bytes`; the rest becomes an extent of its own, in no bin and no bucket. */
 static extent *split_extent(pmr_heap *heap, extent *e, size_t bytes) {
@@ -263,7 +263,7 @@ static extent *free_extent(pmr_heap *heap, extent *e) {
     return e;
 }
 
-/* ---- pages --------------------------------------------------------------------------------------------------- */
+/* ---- pages ---- */
 
 static bool step_is_set(const pmr_heap *heap, size_t step) {
     return heap->step_set[step / 64] >> step % 64 & 1;
@@ -340,7 +340,7 @@ static void map_pages(const pmr_heap *heap, void *block, size_t bytes) {
     madvise(block, round_up(bytes, heap->page_bytes), MADV_POPULATE_WRITE);
 }
 
-/* ---- the interface ------------------------------------------------------------------------------------------- */
+/* ---- the interface ---- */
 
 /* How much a block of `bytes` takes, and at which alignment; false when that overflows. */
 static bool block_shape(const pmr_heap *heap, size_t bytes, size_t *rounded, size_t *align) {

@@ -2,8 +2,9 @@
  *
  * recorder.c: opening a recorder, its table of call sites, finding a record.
  *
- * Sites are interned by text, so the table is bounded by the program's number of call sites; a full table answers 0,
- * which reads as an unknown place. Invariant: a site's text is complete before its number is handed out.
+ * Sites are interned by text, so the table is bounded by the program's number of call sites; a full table
+ * answers 0, which reads as an unknown place. Invariant: a site's text is complete before its number is
+ * handed out.
  */
 #include "core/recorder.h"
 

@@ -3,8 +3,8 @@
  * recorder.h: the flight recorder: which call each rank is in, readable by others at any time.
  *
  * A ring of fixed records in the window, written by its rank alone with plain stores. A reader checks that
- * `number` fits the slot and is the same before and after. Invariant: a record is one cache line, so entering a
- * call costs a handful of stores to a line that no one else writes.
+ * `number` fits the slot and is the same before and after. Invariant: a record is one cache line, so entering
+ * a call costs a handful of stores to a line that no one else writes.
  */
 #ifndef PMR_CORE_RECORDER_H
 #define PMR_CORE_RECORDER_H

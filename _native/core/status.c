@@ -12,19 +12,32 @@
 const char *pmr_status_name(pmr_status status)
 {
     switch (status) {
-    case PMR_OK: return "ok";
-    case PMR_PENDING: return "pending";
-    case PMR_ERR_ARGUMENT: return "argument";
-    case PMR_ERR_UNSUPPORTED: return "unsupported";
-    case PMR_ERR_TIMEOUT: return "timeout";
-    case PMR_ERR_TRUNCATED: return "truncated";
-    case PMR_ERR_NO_MEMORY: return "no memory";
-    case PMR_ERR_OS: return "system call";
-    case PMR_ERR_RANK_FAILED: return "rank failed";
-    case PMR_ERR_MISMATCH: return "mismatch";
-    case PMR_ERR_STALLED: return "stalled";
-    case PMR_ERR_INTERRUPTED: return "interrupted";
-    case PMR_ERR_SHUTDOWN: return "shut down";
+    case PMR_OK:
+        return "ok";
+    case PMR_PENDING:
+        return "pending";
+    case PMR_ERR_ARGUMENT:
+        return "argument";
+    case PMR_ERR_UNSUPPORTED:
+        return "unsupported";
+    case PMR_ERR_TIMEOUT:
+        return "timeout";
+    case PMR_ERR_TRUNCATED:
+        return "truncated";
+    case PMR_ERR_NO_MEMORY:
+        return "no memory";
+    case PMR_ERR_OS:
+        return "system call";
+    case PMR_ERR_RANK_FAILED:
+        return "rank failed";
+    case PMR_ERR_MISMATCH:
+        return "mismatch";
+    case PMR_ERR_STALLED:
+        return "stalled";
+    case PMR_ERR_INTERRUPTED:
+        return "interrupted";
+    case PMR_ERR_SHUTDOWN:
+        return "shut down";
     }
     return "unknown";
 }

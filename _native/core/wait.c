@@ -2,9 +2,9 @@
  *
  * wait.c: the three stages of a wait, and sleeping on several flags at once.
  *
- * Futexes are the non-private kind: the flags lie in memory that several processes map. futex_waitv (Linux 5.16)
- * sleeps on several; older kernels sleep on the first for a short time instead. Invariant: a thread is counted in
- * a flag's `waiters` exactly while it may be asleep on it.
+ * Futexes are the non-private kind: the flags lie in memory that several processes map. futex_waitv
+ * (Linux 5.16) sleeps on several; older kernels sleep on the first for a short time instead. Invariant: a
+ * thread is counted in a flag's `waiters` exactly while it may be asleep on it.
  */
 #include "core/wait.h"
 
@@ -17,10 +17,10 @@
 
 #include "core/clock.h"
 
-#define SPINS_MAX 1500u       /* some 30 us of polling with pauses: about what a sleep and a wake cost */
-#define SPINS_MIN 64u
+#define SPINS_MAX        1500u /* some 30 us of polling with pauses: about what a sleep and a wake cost */
+#define SPINS_MIN        64u
 #define YIELDS_DEDICATED 8u
-#define YIELDS_SHARED 64u     /* more ranks than CPUs: each yield lets a rank run that is waited for */
+#define YIELDS_SHARED    64u /* more ranks than CPUs: each yield lets a rank run that is waited for */
 #define POLL_WITHOUT_WAITV_NS 200000
 
 #ifndef SYS_futex_waitv
@@ -138,8 +138,8 @@ void pmr_flags_sleep(const pmr_flag_target *flags, uint32_t count, int64_t deadl
         atomic_fetch_add_explicit(&flag->waiters, 1, memory_order_seq_cst);
         uint32_t seen = atomic_load_explicit(&flag->value, memory_order_seq_cst);
         ready = ready || (int32_t)(seen - flags[i].target) >= 0;
-        entries[i] = (struct waitv_entry){.value = seen, .address = (uint64_t)(uintptr_t)&flag->value,
-                                          .flags = WAITV_32BIT, .reserved = 0};
+        entries[i] = (struct waitv_entry){
+            .value = seen, .address = (uint64_t)(uintptr_t)&flag->value, .flags = WAITV_32BIT, .reserved = 0};
     }
     if (!ready && count > 0) {
         struct timespec until = {.tv_sec = deadline_ns / 1000000000, .tv_nsec = deadline_ns % 1000000000};

@@ -3,9 +3,9 @@
  * wait.h: waiting for a flag: spin, then yield, then sleep in the kernel.
  *
  * How long each stage lasts is the wait's policy: with a CPU for every rank, spin for about the cost of a
- * block; with more ranks than CPUs, yield at once, since what is waited for needs this CPU. A sleeper wakes at
- * least every PMR_WAIT_SLICE_NS to look at what else can end a wait. Invariant: no wait outlives its deadline, or a
- * set abort word, by more than a slice.
+ * block; with more ranks than CPUs, yield at once, since what is waited for needs this CPU. A sleeper wakes
+ * at least every PMR_WAIT_SLICE_NS to look at what else can end a wait. Invariant: no wait outlives its
+ * deadline, or a set abort word, by more than a slice.
  */
 #ifndef PMR_CORE_WAIT_H
 #define PMR_CORE_WAIT_H
@@ -16,14 +16,14 @@
 #define PMR_WAIT_SLICE_NS 50000000
 
 typedef struct pmr_wait_policy {
-    uint32_t spins_max;     /* 0: never spin */
-    uint32_t spins;         /* now: halves when spinning was in vain, doubles when it was not */
+    uint32_t spins_max; /* 0: never spin */
+    uint32_t spins;     /* now: halves when spinning was in vain, doubles when it was not */
     uint32_t yields;
 } pmr_wait_policy;
 
 /* What can end a wait besides the flag. `check` is called before the first sleep and after each slice. */
 typedef struct pmr_watch {
-    const _Atomic uint32_t *abort_state;            /* non-zero ends the wait; looked at often; may be NULL */
+    const _Atomic uint32_t *abort_state; /* non-zero ends the wait; looked at often; may be NULL */
     pmr_status (*check)(void *arg, pmr_error *error);
     void *arg;
 } pmr_watch;
@@ -37,7 +37,8 @@ void pmr_wait_policy_init(pmr_wait_policy *policy, bool oversubscribed);
 pmr_status pmr_flag_wait(pmr_flag *flag, uint32_t target, pmr_wait_policy *policy, const pmr_watch *watch,
                          int64_t deadline_ns, pmr_error *error);
 
-/* Sleeps until one of the flags may have reached its target, at most until deadline_ns; returns early at will. */
+/* Sleeps until one of the flags may have reached its target, at most until deadline_ns; returns early at
+ * will. */
 typedef struct pmr_flag_target {
     pmr_flag *flag;
     uint32_t target;

@@ -16,7 +16,7 @@
 
 #include "core/status.h"
 
-#define PAGE 4096u
+#define PAGE            4096u
 #define LONE_HEAP_BYTES ((uint64_t)64 << 30)
 
 static size_t round_up(size_t bytes, size_t unit)
@@ -56,14 +56,17 @@ static pmr_status read_header(int fd, uint32_t local_rank, pmr_window_header *he
     if (got != (ssize_t)sizeof *header || header->magic != PMR_WINDOW_MAGIC)
         return pmr_fail(error, PMR_ERR_ARGUMENT,
                         "descriptor %d is not a pmrun window; it is inherited from the agent: do not close "
-                        "descriptors before pm.init()", fd);
+                        "descriptors before pm.init()",
+                        fd);
     if (header->version != 1)
-        return pmr_fail(error, PMR_ERR_ARGUMENT,
-                        "the agent speaks window version %u, this pmrun version 1: install the same pmrun in both",
-                        header->version);
+        return pmr_fail(
+            error, PMR_ERR_ARGUMENT,
+            "the agent speaks window version %u, this pmrun version 1: install the same pmrun in both",
+            header->version);
     if (header->local_world_size == 0 || header->local_world_size > PMR_WINDOW_RANKS_MAX ||
         local_rank >= header->local_world_size || header->heap_bytes % PAGE)
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "the node's window holds %u ranks; local rank %u is not one of them",
+        return pmr_fail(error, PMR_ERR_ARGUMENT,
+                        "the node's window holds %u ranks; local rank %u is not one of them",
                         header->local_world_size, local_rank);
     return PMR_OK;
 }
@@ -75,13 +78,15 @@ static pmr_status grow(int fd, uint64_t length, pmr_error *error)
     if (fstat(fd, &now))
         return pmr_fail_os(error, "cannot read the window's size");
     if ((uint64_t)now.st_size < length && ftruncate(fd, (off_t)length))
-        return pmr_fail_os(error, "cannot size the node's shared memory to %llu MiB (is a file size limit set? "
-                           "'ulimit -f unlimited')", (unsigned long long)(length >> 20));
+        return pmr_fail_os(error,
+                           "cannot size the node's shared memory to %llu MiB (is a file size limit set? "
+                           "'ulimit -f unlimited')",
+                           (unsigned long long)(length >> 20));
     return PMR_OK;
 }
 
-pmr_status pmr_window_open(pmr_window *window, int fd, uint32_t local_rank, size_t (*shared_bytes)(uint32_t ranks),
-                           pmr_error *error)
+pmr_status pmr_window_open(pmr_window *window, int fd, uint32_t local_rank,
+                           size_t (*shared_bytes)(uint32_t ranks), pmr_error *error)
 {
     memset(window, 0, sizeof *window);
     window->fd = fd < 0 ? make_lone_window(error) : fcntl(fd, F_DUPFD_CLOEXEC, 3);
@@ -102,11 +107,14 @@ pmr_status pmr_window_open(pmr_window *window, int fd, uint32_t local_rank, size
     status = grow(window->fd, window->mapped_bytes, error);
     if (status)
         goto err_close;
-    window->base = mmap(NULL, window->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, window->fd, 0);
+    window->base =
+        mmap(NULL, window->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, window->fd, 0);
     if (window->base == MAP_FAILED) {
         window->base = NULL;
-        status = pmr_fail_os(error, "cannot map %zu MiB of address space for the node's window (is a limit set? "
-                             "'ulimit -v unlimited')", window->mapped_bytes >> 20);
+        status = pmr_fail_os(error,
+                             "cannot map %zu MiB of address space for the node's window (is a limit set? "
+                             "'ulimit -v unlimited')",
+                             window->mapped_bytes >> 20);
         goto err_close;
     }
     madvise(window->base + heaps_offset, window->mapped_bytes - heaps_offset, MADV_DONTDUMP);
@@ -131,15 +139,18 @@ void pmr_window_close(pmr_window *window)
 
 pmr_recorder *pmr_window_recorder(const pmr_window *window, uint32_t local_rank)
 {
-    return (pmr_recorder *)(void *)(window->base + PMR_WINDOW_HEADER_BYTES + (size_t)local_rank * PMR_RECORDER_STRIDE);
+    return (pmr_recorder *)(void *)(window->base + PMR_WINDOW_HEADER_BYTES +
+                                    (size_t)local_rank * PMR_RECORDER_STRIDE);
 }
 
-pmr_status pmr_window_map_pool(const pmr_window *window, uint64_t offset, size_t bytes, void **out, pmr_error *error)
+pmr_status pmr_window_map_pool(const pmr_window *window, uint64_t offset, size_t bytes, void **out,
+                               pmr_error *error)
 {
     pmr_status status = grow(window->fd, offset + bytes, error);
     if (status)
         return status;
-    void *address = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, window->fd, (off_t)offset);
+    void *address =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, window->fd, (off_t)offset);
     if (address == MAP_FAILED)
         return pmr_fail_os(error, "cannot map %zu MiB for a communicator", bytes >> 20);
     *out = address;
@@ -156,7 +167,8 @@ void pmr_window_drop_pool(const pmr_window *window, uint64_t offset, size_t byte
     fallocate(window->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
 }
 
-void pmr_window_abort_gang(const pmr_window *window, uint32_t state, int32_t rank, const char *node, const char *text)
+void pmr_window_abort_gang(const pmr_window *window, uint32_t state, int32_t rank, const char *node,
+                           const char *text)
 {
     pmr_window_abort *record = &window->header->abort;
     uint32_t unclaimed = 0;
@@ -168,16 +180,20 @@ void pmr_window_abort_gang(const pmr_window *window, uint32_t state, int32_t ran
     atomic_store_explicit((_Atomic uint32_t *)(void *)&record->state, state, memory_order_release);
 }
 
+pmr_status pmr_window_abort_status(uint32_t state)
+{
+    return state == PMR_ABORT_NONE       ? PMR_OK
+           : state == PMR_ABORT_MISMATCH ? PMR_ERR_MISMATCH
+           : state == PMR_ABORT_STALLED  ? PMR_ERR_STALLED
+                                         : PMR_ERR_RANK_FAILED;
+}
+
 pmr_status pmr_window_aborted(const pmr_window *window, pmr_error *error)
 {
     const pmr_window_abort *record = &window->header->abort;
     uint32_t state = atomic_load_explicit(pmr_window_abort_word(window), memory_order_acquire);
-    if (state == PMR_ABORT_NONE)
-        return PMR_OK;
-    pmr_status status = state == PMR_ABORT_MISMATCH ? PMR_ERR_MISMATCH
-                        : state == PMR_ABORT_STALLED ? PMR_ERR_STALLED
-                                                     : PMR_ERR_RANK_FAILED;
-    if (error) {
+    pmr_status status = pmr_window_abort_status(state);
+    if (status && error) {
         error->status = status;
         error->rank = state == PMR_ABORT_STOPPED ? -1 : record->rank;
         memcpy(error->node, record->node, sizeof error->node);
@@ -203,5 +219,6 @@ void pmr_window_rank_state_set(const pmr_window *window, uint32_t local_rank, ui
 
 uint32_t pmr_window_departures(const pmr_window *window)
 {
-    return atomic_load_explicit((_Atomic uint32_t *)(void *)&window->header->departures, memory_order_acquire);
+    return atomic_load_explicit((_Atomic uint32_t *)(void *)&window->header->departures,
+                                memory_order_acquire);
 }

@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- status ------------------------------------------------------------------------------------------ */
+/* ---- status ---- */
 
 /* Grouped by the largest thing that broke: nothing, the call, a peer (and with it the gang), this process. */
 typedef enum pmr_status {
@@ -51,7 +51,7 @@ typedef struct pmr_error {
 
 const char *pmr_status_name(pmr_status status);
 
-/* ---- element types and reduce operations ------------------------------------------------------------- */
+/* ---- element types and reduce operations ---- */
 
 typedef enum pmr_dtype {
     PMR_BOOL, PMR_INT8, PMR_INT16, PMR_INT32, PMR_INT64,
@@ -72,7 +72,7 @@ const char *pmr_dtype_name(pmr_dtype dtype);
 const char *pmr_op_name(pmr_op op);
 bool pmr_op_defined(pmr_op op, pmr_dtype dtype);
 
-/* ---- context ------------------------------------------------------------------------------------------ */
+/* ---- context ---- */
 
 typedef struct pmr_context pmr_context;
 typedef struct pmr_comm pmr_comm;
@@ -104,7 +104,7 @@ uint32_t pmr_site_intern(pmr_context *context, const char *text);
 /* Tell the agent and the peers, before the process is gone, that this rank fails and why (one line). */
 void pmr_context_fail(pmr_context *context, const char *text);
 
-/* ---- memory that collectives reach without a copy ------------------------------------------------------ */
+/* ---- memory that collectives reach without a copy ---- */
 
 /* 64-byte aligned; NULL when the heap is exhausted. Thread-safe. */
 void *pmr_heap_alloc(pmr_context *context, size_t bytes);
@@ -116,7 +116,7 @@ bool pmr_heap_covers(const pmr_context *context, const void *data, size_t bytes)
 uint64_t pmr_window_offset(const pmr_context *context, const void *data);
 void *pmr_window_address(const pmr_context *context, uint64_t offset);
 
-/* ---- collectives ---------------------------------------------------------------------------------------- */
+/* ---- collectives ---- */
 
 typedef enum pmr_kind {
     PMR_BARRIER, PMR_BROADCAST, PMR_REDUCE, PMR_ALLREDUCE, PMR_GATHER, PMR_ALLGATHER, PMR_SCATTER,
@@ -171,7 +171,7 @@ pmr_status pmr_coll_run(pmr_comm *comm, const pmr_call *call, int64_t timeout_ns
  * or not, take effect in the order they were made. */
 pmr_status pmr_coll_start(pmr_comm *comm, const pmr_call *call, pmr_request **out, pmr_error *error);
 
-/* ---- point to point --------------------------------------------------------------------------------------- */
+/* ---- point to point ---- */
 
 #define PMR_ANY_SOURCE (-1)
 #define PMR_ANY_TAG (-1)
@@ -201,7 +201,7 @@ pmr_status pmr_sendrecv(pmr_comm *comm, const void *send_data, size_t send_bytes
 pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
                      pmr_message_info *info_out, pmr_error *error);
 
-/* ---- requests ---------------------------------------------------------------------------------------------- */
+/* ---- requests ---- */
 
 /* PMR_OK: completed well. PMR_ERR_TIMEOUT: still running. Else: completed with that error. Repeatable. */
 pmr_status pmr_request_wait(pmr_request *request, int64_t timeout_ns, pmr_error *error);
@@ -216,7 +216,7 @@ pmr_status pmr_request_notify(pmr_request *request, int event_fd, pmr_error *err
 /* Accepts NULL. A request that still runs goes on and frees itself at its end. */
 void pmr_request_free(pmr_request *request);
 
-/* ---- communicators ------------------------------------------------------------------------------------------ */
+/* ---- communicators ---- */
 
 uint32_t pmr_comm_rank(const pmr_comm *comm);
 uint32_t pmr_comm_size(const pmr_comm *comm);
@@ -231,7 +231,7 @@ pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t s
 /* Collective over `comm`; not for the world. */
 pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error);
 
-/* ---- for tests and benchmarks --------------------------------------------------------------------------------- */
+/* ---- for tests and benchmarks ---- */
 
 /* Names of all algorithms of a kind, in the registry's order; NULL past the end. */
 const char *pmr_algorithm_name(pmr_kind kind, size_t index);

@@ -2,10 +2,11 @@
  *
  * engine.c: the thread that drives nonblocking operations, and the callers that take its place.
  *
- * `driving` is held around a pass over the sources, never while sleeping, so a caller in pmr_engine_wait can take over
- * between two passes; while there is such a guest the thread stays asleep on the doorbell `kick`. A pass never waits, so the lock is
- * free again after the work at hand. The thread does not spin: it shares its CPU with the program that computes.
- * Invariant: an active source is driven by somebody, or all flags that it wants are being waited for.
+ * `driving` is held around a pass over the sources, never while sleeping, so a caller in pmr_engine_wait can
+ * take over between two passes; while there is such a guest the thread stays asleep on the doorbell `kick`. A
+ * pass never waits, so the lock is free again after the work at hand. The thread does not spin: it shares its
+ * CPU with the program that computes. Invariant: an active source is driven by somebody, or all flags that it
+ * wants are being waited for.
  */
 #include "progress/engine.h"
 
@@ -17,13 +18,13 @@
 #include "core/clock.h"
 #include "core/status.h"
 
-#define GUEST_SPINS 2000u       /* passes without progress before a guest sleeps, with a CPU for each rank */
-#define GUEST_YIELDS 64u        /* the same, with more ranks than CPUs */
+#define GUEST_SPINS  2000u /* passes without progress before a guest sleeps, with a CPU for each rank */
+#define GUEST_YIELDS 64u   /* the same, with more ranks than CPUs */
 
 struct pmr_engine {
     pthread_mutex_t driving;
-    pmr_source *sources;        /* under driving */
-    pmr_flag kick;              /* raised for the thread: new work, guests left, stop */
+    pmr_source *sources; /* under driving */
+    pmr_flag kick;       /* raised for the thread: new work, guests left, stop */
     pmr_flag completions;
     _Atomic uint32_t guests;
     _Atomic bool stop;
@@ -110,7 +111,8 @@ void pmr_engine_close(pmr_engine *engine)
         pthread_join(engine->thread, NULL);
         engine->started = false;
     }
-    /* The mutexes and requests that callers still hold stay usable: a request may be freed after the engine. */
+    /* The mutexes and requests that callers still hold stay usable: a request may be freed after the engine.
+     */
 }
 
 void pmr_engine_lock(pmr_engine *engine)
@@ -151,7 +153,8 @@ pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
         int failed = pthread_create(&engine->thread, NULL, run, engine);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (failed)
-            return pmr_fail(error, PMR_ERR_OS, "cannot start the progress thread (a limit on processes? 'ulimit -u')");
+            return pmr_fail(error, PMR_ERR_OS,
+                            "cannot start the progress thread (a limit on processes? 'ulimit -u')");
         engine->started = true;
     }
     raise_flag(&engine->kick);
@@ -173,8 +176,8 @@ pmr_flag_target pmr_engine_next_completion(pmr_engine *engine)
 }
 
 /* One try: drive, and when nothing moves give the CPU away, at last by sleeping. */
-static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_watch *watch, int64_t deadline_ns,
-                            uint32_t *idle, pmr_error *error)
+static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_watch *watch,
+                            int64_t deadline_ns, uint32_t *idle, pmr_error *error)
 {
     pmr_wants wants;
     pthread_mutex_lock(&engine->driving);

@@ -3,9 +3,10 @@
  * engine.h: the progress engine: who drives nonblocking operations while the program computes.
  *
  * A *source* is something that can be driven: the queue of a communicator's collectives, the point-to-point
- * matcher. `poll` does all it can without waiting and leaves in `wants` the flags whose change would let it go on. Two may drive:
- * the engine's thread (started at the first nonblocking operation) and a caller inside pmr_request_wait, who takes
- * over, since it is already running. Invariant: at most one of them drives at any moment (`driving`).
+ * matcher. `poll` does all it can without waiting and leaves in `wants` the flags whose change would let it
+ * go on. Two may drive: the engine's thread (started at the first nonblocking operation) and a caller inside
+ * pmr_request_wait, who takes over, since it is already running. Invariant: at most one of them drives at any
+ * moment (`driving`).
  */
 #ifndef PMR_PROGRESS_ENGINE_H
 #define PMR_PROGRESS_ENGINE_H
@@ -28,8 +29,8 @@ typedef struct pmr_source pmr_source;
 struct pmr_source {
     /* True: something moved. Errors end the operations concerned, through their requests. */
     bool (*poll)(pmr_source *source, pmr_wants *wants);
-    pmr_source *next;               /* the engine's list */
-    _Atomic uint32_t active;        /* operations under way: 0 means poll is not called */
+    pmr_source *next;        /* the engine's list */
+    _Atomic uint32_t active; /* operations under way: 0 means poll is not called */
 };
 
 typedef struct pmr_engine pmr_engine;
@@ -41,7 +42,8 @@ void pmr_engine_close(pmr_engine *engine);
 void pmr_engine_add(pmr_engine *engine, pmr_source *source);
 void pmr_engine_remove(pmr_engine *engine, pmr_source *source);
 
-/* Tells the engine that `source` has a new operation (its `active` is raised already); starts the thread if needed. */
+/* Tells the engine that `source` has a new operation (its `active` is raised already); starts the thread if
+ * needed. */
 pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error);
 
 /* One driver at a time: to touch what a source's poll touches, without being it. Held briefly. */

@@ -24,7 +24,7 @@
 #define WAKES_PER_LOOK 64u                      /* wake-ups, the same */
 #define SWEEP_INTERVAL_NS 20000000
 
-/* ---- open and close -------------------------------------------------------------------------------------- */
+/* ---- open and close ---- */
 
 static bool poll_source(pmr_source *source, pmr_wants *wants);
 
@@ -96,7 +96,7 @@ void pmr_p2p_close(pmr_p2p *p2p)
     free(p2p);
 }
 
-/* ---- driving --------------------------------------------------------------------------------------------- */
+/* ---- driving ---- */
 
 static void lock(pmr_p2p *p2p)
 {
@@ -179,7 +179,7 @@ static pmr_status wait_inbox(pmr_p2p *p2p, uint32_t seen, bool busy, lookout *lo
     return status;
 }
 
-/* ---- blocking calls -------------------------------------------------------------------------------------- */
+/* ---- blocking calls ---- */
 
 /* Drives for this caller. True: something still moved when it stopped. */
 static bool drive_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter)
@@ -386,7 +386,7 @@ pmr_status pmr_p2p_probe(pmr_p2p *p2p, const pmr_p2p_in *in, const pmr_p2p_wait 
     return ended;
 }
 
-/* ---- nonblocking calls ----------------------------------------------------------------------------------- */
+/* ---- nonblocking calls ---- */
 
 static pmr_transfer *take_op(pmr_p2p *p2p)
 {

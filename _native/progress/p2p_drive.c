@@ -29,7 +29,7 @@ static bool satisfied(const pmr_p2p *p2p)
     return p2p->driver && p2p->driver->left == 0;
 }
 
-/* ---- out ------------------------------------------------------------------------------------------------- */
+/* ---- out ---- */
 
 static uint64_t heap_offset_of(const pmr_p2p *p2p, const pmr_transfer *op)
 {
@@ -136,7 +136,7 @@ static bool push_farewells(pmr_p2p *p2p)
     return moved;
 }
 
-/* ---- an announced message -------------------------------------------------------------------------------- */
+/* ---- an announced message ---- */
 
 static bool close_recv(pmr_p2p *p2p, pmr_transfer *op)
 {
@@ -238,7 +238,7 @@ void pmr_p2p_start_recv(pmr_p2p *p2p, pmr_transfer *op)
     free(kept);
 }
 
-/* ---- in: each returns false when the frame has to stay where it is --------------------------------------- */
+/* ---- in: each returns false when the frame has to stay where it is ---- */
 
 static bool on_eager(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 {

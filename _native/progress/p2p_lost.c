@@ -43,7 +43,7 @@ void pmr_p2p_fail_given_up(pmr_p2p *p2p, pmr_transfer *op)
     pmr_transfer_finish(p2p, op, PMR_ERR_STALLED, &error);
 }
 
-/* ---- walking over all operations ------------------------------------------------------------------------- */
+/* ---- walking over all operations ---- */
 
 typedef void (*visit_fn)(pmr_p2p *p2p, pmr_transfer *op, void *arg);
 

@@ -125,7 +125,7 @@ struct pmr_p2p {
     pmr_p2p_peer peers[];
 };
 
-/* ---- all under the lock ---------------------------------------------------------------------------------- */
+/* ---- all under the lock ---- */
 
 /* p2p_drive.c */
 

@@ -2,7 +2,8 @@
  *
  * request.c: the life of a request.
  *
- * Invariant: after the last reference is dropped nobody touches the request, and it is back in the engine's pool.
+ * Invariant: after the last reference is dropped nobody touches the request, and it is back in the engine's
+ * pool.
  */
 #include "progress/request.h"
 
@@ -77,7 +78,8 @@ pmr_status pmr_request_wait(pmr_request *request, int64_t timeout_ns, pmr_error 
         pmr_status status = pmr_engine_wait(request->engine, &request->completed, 1, &interrupt_watch,
                                             pmr_deadline_ns(timeout_ns), error);
         if (status == PMR_ERR_STALLED)
-            return pmr_fail(error, PMR_ERR_TIMEOUT, "the operation is still running after %.3f s; it goes on: wait again",
+            return pmr_fail(error, PMR_ERR_TIMEOUT,
+                            "the operation is still running after %.3f s; it goes on: wait again",
                             (double)timeout_ns / 1e9);
         if (status)
             return status;
@@ -104,8 +106,8 @@ static bool find_completed(pmr_request *const *requests, size_t count, size_t *i
 }
 
 /* Any completion raises the engine's `completions`, so that one flag stands for all requests. */
-pmr_status pmr_request_wait_any(pmr_request *const *requests, size_t count, int64_t timeout_ns, size_t *index_out,
-                                pmr_error *error)
+pmr_status pmr_request_wait_any(pmr_request *const *requests, size_t count, int64_t timeout_ns,
+                                size_t *index_out, pmr_error *error)
 {
     pmr_engine *engine = NULL;
     for (size_t i = 0; i < count && !engine; i++)
@@ -117,11 +119,13 @@ pmr_status pmr_request_wait_any(pmr_request *const *requests, size_t count, int6
         pmr_flag_target next = pmr_engine_next_completion(engine);
         if (find_completed(requests, count, index_out))
             return PMR_OK;
-        pmr_status status = pmr_engine_wait(engine, next.flag, next.target, &interrupt_watch, deadline_ns, error);
+        pmr_status status =
+            pmr_engine_wait(engine, next.flag, next.target, &interrupt_watch, deadline_ns, error);
         if (status == PMR_ERR_STALLED) {
             if (find_completed(requests, count, index_out))
                 return PMR_OK;
-            return pmr_fail(error, PMR_ERR_TIMEOUT, "none of the operations ended within %.3f s; they go on: wait again",
+            return pmr_fail(error, PMR_ERR_TIMEOUT,
+                            "none of the operations ended within %.3f s; they go on: wait again",
                             (double)timeout_ns / 1e9);
         }
         if (status)

@@ -113,7 +113,7 @@ class Backend:
 def free_port() -> int:
     """A port that nobody has, outside the range from which the kernel serves outgoing connections."""
     try:
-        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="utf-8") as file:
             highest = int(file.read().split()[0])
     except (OSError, ValueError, IndexError):
         highest = 32768
@@ -141,5 +141,3 @@ def _open_standard_fds() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is `fd`
-
-

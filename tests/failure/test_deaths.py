@@ -167,7 +167,7 @@ def test_output_of_a_dead_rank_comes_before_the_report(launch, tmp_path):
 
 
 def test_children_that_pmrun_had_before_stay(launch, launched):
-    script = "sleep 600 & echo $!; exec \"$@\""
+    script = 'sleep 600 & echo $!; exec "$@"'
     import subprocess
 
     job = subprocess.Popen(

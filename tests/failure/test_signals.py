@@ -10,23 +10,29 @@ import pytest
 
 PYTHON = sys.executable
 HEAD = "import os, signal, sys, time; rank = int(os.environ['PMRUN_RANK'])\n"
-STUBBORN = HEAD + """
+STUBBORN = (
+    HEAD
+    + """
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda n, _: print('got', n, flush=True))
 print('ready', flush=True)
 while True:
     signal.pause()
 """
+)
 
 
 def test_interrupt_once_is_graceful(launch):
-    body = HEAD + """
+    body = (
+        HEAD
+        + """
 try:
     print('ready', flush=True)
     signal.pause()
 except KeyboardInterrupt:
     print('saved', rank, flush=True)
 """
+    )
     job = launch([PYTHON, "-c", body], 4)
     job.read_until(4)
     job.signal(signal.SIGINT)
@@ -62,7 +68,9 @@ def test_interrupt_twice_kills(launch):
 
 
 def test_one_rank_may_end_and_another_still_save(launch):
-    body = HEAD + """
+    body = (
+        HEAD
+        + """
 print('ready', flush=True)
 try:
     signal.pause()
@@ -75,6 +83,7 @@ except KeyboardInterrupt:
     else:
         raise
 """
+    )
     job = launch([PYTHON, "-c", body], 2)
     job.read_until(2)
     job.signal(signal.SIGINT)

@@ -14,11 +14,14 @@ HEAD = "import os, signal, sys; rank = int(os.environ['PMRUN_RANK'])\n"
 
 def test_lines_never_tear(launch):
     ranks, lines = 16, 2000
-    body = HEAD + f"""
+    body = (
+        HEAD
+        + f"""
 for i in range({lines}):
     os.write(1 + i % 2, b'%d:%d:' % (rank, i))
     os.write(1 + i % 2, b'x' * (i * 7 % 300) + b'|' + b'\\n')
 """
+    )
     job = launch([PYTHON, "-c", body], ranks, stderr=subprocess.STDOUT)
     rc, out, _ = job.finish()
     assert rc == 0
@@ -47,7 +50,9 @@ def test_prompt_without_newline_appears(launch):
 
 
 def test_broken_prompt_keeps_lines_apart(launch):
-    body = HEAD + """
+    body = (
+        HEAD
+        + """
 if rank == 0:
     sys.stdout.write('unfinished'); sys.stdout.flush()
     sys.stdin.read()
@@ -56,6 +61,7 @@ else:
     sys.stdin.read()
     print('other')
 """
+    )
     read, write = os.pipe()
     job = launch([PYTHON, "-c", body], 2, source=read)
     os.close(read)
@@ -128,11 +134,14 @@ def test_full_disk_keeps_the_terminal(launch, tmp_path):
 
 def test_stalled_reader_costs_no_memory_and_nothing_is_lost(launch, launched):
     per_rank = 20 << 20
-    body = HEAD + f"""
+    body = (
+        HEAD
+        + f"""
 print('ready', flush=True)
 line = (str(rank) * 99 + '\\n').encode()
 for _ in range({per_rank} // 100): sys.stdout.buffer.write(line)
 """
+    )
     job = launch([PYTHON, "-c", body], 8)
     job.read_until(8)
     watched = (job.pid, job.agent())

@@ -124,11 +124,22 @@ def test_too_few_descriptors_is_said_before_the_start(launch):
     rc, out, err = launch(["echo", "started"], 64, preexec=few).finish()
     assert (rc, out) == (2, b"")
     assert err == (
-        b"pmrun: 64 ranks need 224 open files, the hard limit is 100: "
-        b"raise it (ulimit -Hn) or start at most 22 ranks\n"
+        b"pmrun: 64 ranks need 224 open files, the hard limit is 100: raise it (ulimit -Hn) or start at most 22 ranks\n"
     )
     rc, out, _ = launch(["echo", "started"], 22, preexec=few).finish()
     assert rc == 0 and out.count(b"started") == 22
+
+
+def test_too_small_a_file_size_is_one_line(launch):
+    small = 64 << 10
+
+    def tiny():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (small, small))
+
+    rc, out, err = launch(["echo", "started"], 2, preexec=tiny).finish()
+    assert (rc, out) == (75, b"")
+    assert err.startswith(b"pmrun: cannot make the ranks' shared memory: File too large; check the limits")
+    assert err.count(b"\n") == 1
 
 
 def test_too_many_ranks_for_a_node(launch):

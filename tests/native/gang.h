@@ -2,8 +2,8 @@
  *
  * gang.h: a gang of forked processes over a window of its own, for plain C tests of the core.
  *
- * gang_run(ranks, cpus, body) forks `ranks` children, each with an open context; a child's non-zero result or death fails the
- * gang. Invariant: no child outlives gang_run.
+ * gang_run(ranks, cpus, body) forks `ranks` children, each with an open context; a child's non-zero result or
+ * death fails the gang. Invariant: no child outlives gang_run.
  */
 #ifndef PMR_TESTS_GANG_H
 #define PMR_TESTS_GANG_H

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_collectives.c: random programs of collectives on forked ranks, checked against what each rank can compute.
+ * test_collectives.c: random programs of collectives on forked ranks, checked against what each rank can
+ * compute.
  *
- * All ranks draw the same program from the same seed: kind, size, root, memory (private or heap, per rank), blocking or not,
- * algorithm. Data are int64 functions of (call, rank, index), so every result is known exactly.
+ * All ranks draw the same program from the same seed: kind, size, root, memory (private or heap, per rank),
+ * blocking or not, algorithm. Data are int64 functions of (call, rank, index), so every result is known
+ * exactly.
  */
 #include <time.h>
 
@@ -33,7 +35,7 @@ static int64_t value(uint32_t call, uint32_t rank, size_t index)
 typedef struct drawn {
     pmr_kind kind;
     size_t count;
-    size_t filled;      /* items of the send buffer that anybody may read */
+    size_t filled; /* items of the send buffer that anybody may read */
     int32_t root;
     bool nonblocking;
     size_t counts[64], displs[64], matrix[64][64];
@@ -72,16 +74,16 @@ static int64_t reduced(uint32_t number, uint32_t first, uint32_t end, size_t ind
 
 static int wrong(uint32_t number, const drawn *d, uint32_t rank, size_t index, int64_t got, int64_t expected)
 {
-    fprintf(stderr, "call %u %s count %zu root %d rank %u: item %zu is %lld, not %lld\n", number, pmr_kind_name(d->kind),
-            d->count, d->root, rank, index, (long long)got, (long long)expected);
+    fprintf(stderr, "call %u %s count %zu root %d rank %u: item %zu is %lld, not %lld\n", number,
+            pmr_kind_name(d->kind), d->count, d->root, rank, index, (long long)got, (long long)expected);
     return 1;
 }
 
-#define EXPECT(index, got, expected)                                                                                   \
-    do {                                                                                                               \
-        int64_t want = (expected);                                                                                     \
-        if ((got) != want)                                                                                             \
-            return wrong(number, d, rank, index, got, want);                                                           \
+#define EXPECT(index, got, expected)                                                                         \
+    do {                                                                                                     \
+        int64_t want = (expected);                                                                           \
+        if ((got) != want)                                                                                   \
+            return wrong(number, d, rank, index, got, want);                                                 \
     } while (0)
 
 static int check_uneven(uint32_t number, const drawn *d, uint32_t rank, uint32_t size, const int64_t *out)
@@ -173,7 +175,8 @@ static int check(uint32_t number, const drawn *d, uint32_t rank, uint32_t size, 
 
 static void fill_call(pmr_call *call, const drawn *d, uint32_t rank, uint32_t size, size_t (*v)[64])
 {
-    *call = (pmr_call){.kind = d->kind, .dtype = PMR_INT64, .op = PMR_SUM, .root = d->root, .count = d->count};
+    *call =
+        (pmr_call){.kind = d->kind, .dtype = PMR_INT64, .op = PMR_SUM, .root = d->root, .count = d->count};
     for (uint32_t i = 0; i < size; i++) {
         v[0][i] = d->matrix[rank][i];
         v[1][i] = i ? v[1][i - 1] + d->matrix[rank][i - 1] : 0;
@@ -200,11 +203,12 @@ static void fill_call(pmr_call *call, const drawn *d, uint32_t rank, uint32_t si
 
 static bool in_place_allowed(pmr_kind kind)
 {
-    return kind == PMR_ALLREDUCE || kind == PMR_REDUCE || kind == PMR_SCAN || kind == PMR_EXSCAN || kind == PMR_BROADCAST ||
-           kind == PMR_ALLTOALL;
+    return kind == PMR_ALLREDUCE || kind == PMR_REDUCE || kind == PMR_SCAN || kind == PMR_EXSCAN ||
+           kind == PMR_BROADCAST || kind == PMR_ALLTOALL;
 }
 
-static int one_call(pmr_comm *comm, uint32_t number, const drawn *d, int64_t *send, int64_t *recv, bool in_place)
+static int one_call(pmr_comm *comm, uint32_t number, const drawn *d, int64_t *send, int64_t *recv,
+                    bool in_place)
 {
     uint32_t rank = pmr_comm_rank(comm), size = pmr_comm_size(comm);
     size_t v[4][64];
@@ -228,7 +232,8 @@ static int one_call(pmr_comm *comm, uint32_t number, const drawn *d, int64_t *se
         status = pmr_coll_run(comm, &call, 20000000000ll, &error);
     }
     if (status) {
-        fprintf(stderr, "call %u %s: %s: %s\n", number, pmr_kind_name(d->kind), pmr_status_name(status), error.text);
+        fprintf(stderr, "call %u %s: %s: %s\n", number, pmr_kind_name(d->kind), pmr_status_name(status),
+                error.text);
         return 1;
     }
     const int64_t *out = in_place || (d->kind == PMR_BROADCAST && (int32_t)rank == d->root) ? send : recv;
@@ -242,7 +247,8 @@ static int run_program(pmr_context *context, void *arg)
     uint32_t rank = pmr_comm_rank(world), size = pmr_comm_size(world);
     uint64_t common = p->seed, own = p->seed * 31 + rank + 1;
     size_t bytes = (2 * ITEMS_MAX + 4096) * sizeof(int64_t);
-    int64_t *memory[2][2] = {{malloc(bytes), malloc(bytes)}, {pmr_heap_alloc(context, bytes), pmr_heap_alloc(context, bytes)}};
+    int64_t *memory[2][2] = {{malloc(bytes), malloc(bytes)},
+                             {pmr_heap_alloc(context, bytes), pmr_heap_alloc(context, bytes)}};
     drawn *d = malloc(sizeof *d);
     int failed = 0;
     for (uint32_t number = 1; number <= p->calls && !failed; number++) {
@@ -273,8 +279,8 @@ int main(int argc, char **argv)
             program p = {.seed = seed + i * 2 + crowded, .calls = calls, .items_max = ITEMS_MAX};
             int bad = gang_run(ranks[i], crowded ? 1 : 64, run_program, &p);
             if (bad)
-                fprintf(stderr, "failed: %u ranks, %s, seed %llu\n", ranks[i], crowded ? "crowded" : "dedicated",
-                        (unsigned long long)p.seed);
+                fprintf(stderr, "failed: %u ranks, %s, seed %llu\n", ranks[i],
+                        crowded ? "crowded" : "dedicated", (unsigned long long)p.seed);
             failed += bad;
         }
     printf("%s\n", failed ? "FAILED" : "ok");

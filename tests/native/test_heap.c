@@ -87,7 +87,7 @@ static size_t held_bytes(const room *r) {
     return (size_t)about.st_blocks * 512;
 }
 
-/* ---- blocks with a pattern ----------------------------------------------------------------------------------- */
+/* ---- blocks with a pattern ---- */
 
 typedef struct owned {
     unsigned char *at;
@@ -189,7 +189,7 @@ static void test_fuzz(void) {
     close_room(&r);
 }
 
-/* ---- the end of the range, and of memory --------------------------------------------------------------------- */
+/* ---- the end of the range, and of memory ---- */
 
 static void test_exhaustion(void) {
     enum { SMALL = 4096, MANY = 4 * 1024 * 1024 / SMALL };
@@ -337,7 +337,7 @@ static void test_given_twice(void) {
         fail("a block was given twice and the child ended with", (size_t)status);
 }
 
-/* ---- threads ------------------------------------------------------------------------------------------------- */
+/* ---- threads ---- */
 
 typedef struct worker {
     room *r;

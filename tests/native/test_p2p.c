@@ -82,7 +82,7 @@ static void must_wait(pmr_request *request)
     pmr_request_free(request);
 }
 
-/* ---- plain messages -------------------------------------------------------------------------------------- */
+/* ---- plain messages ---- */
 
 static const size_t sizes[] = {0,     1,      8,      31,     32,     33,      96,      97,     4096,
                                16383, 16384,  16385,  32768,  65536,  131072,  300000,  3 << 20};
@@ -208,7 +208,7 @@ static void body_huge(rank_env *env)
     munmap(data, HUGE_PIECE * HUGE_PIECES);
 }
 
-/* ---- limits ---------------------------------------------------------------------------------------------- */
+/* ---- limits ---- */
 
 static void body_truncation(rank_env *env)
 {
@@ -435,7 +435,7 @@ static void body_wait_any(rank_env *env)
         pthread_join(thread, NULL);
 }
 
-/* ---- the gang breaks ------------------------------------------------------------------------------------- */
+/* ---- the gang breaks ---- */
 
 static void body_abort(rank_env *env)
 {

@@ -36,7 +36,7 @@ static size_t random_below(size_t bound) {
     return (size_t)(random_bits() % bound);
 }
 
-/* ---- the oracle ---------------------------------------------------------------------------------------------- */
+/* ---- the oracle ---- */
 
 typedef union value {
     uint64_t u;
@@ -316,7 +316,7 @@ static void oracle(pmr_op op, pmr_dtype dtype, unsigned char *dst, unsigned char
     }
 }
 
-/* ---- data ---------------------------------------------------------------------------------------------------- */
+/* ---- data ---- */
 
 /* Bit patterns worth having: zeros, ones, extremes, infinities, NaNs (quiet, signalling, with payloads), denormals. */
 static uint64_t special_bits(pmr_dtype dtype) {
@@ -386,7 +386,7 @@ static void fill(pmr_dtype dtype, unsigned char *to, size_t count) {
     }
 }
 
-/* ---- checks -------------------------------------------------------------------------------------------------- */
+/* ---- checks ---- */
 
 typedef struct scene {
     pmr_op op;

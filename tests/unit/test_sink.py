@@ -82,6 +82,9 @@ def test_closed_descriptor():
 def test_identity_tells_shared_destinations():
     read, write = os.pipe()
     copy = os.dup(write)
-    assert Sink(write).identity == Sink(copy).identity != Sink(2).identity
+    sinks = [Sink(fd) for fd in (write, copy, 2)]
+    assert sinks[0].identity == sinks[1].identity != sinks[2].identity
+    for item in sinks:
+        item.close()
     for fd in (read, write, copy):
         os.close(fd)
