@@ -86,6 +86,7 @@ cdef Plan plan_gather(Handle comm, pmr_kind kind, object x, object out, object d
     dims[0] = comm._size
     for axis in range(cnp.PyArray_NDIM(plan.source)):
         dims[axis + 1] = cnp.PyArray_DIM(plan.source, axis)
+    plan.recv_shift = <size_t>comm._rank * <size_t>cnp.PyArray_NBYTES(plan.source)
     plan_output(plan, out, plan.source, cnp.PyArray_NDIM(plan.source) + 1, dims)
     return plan
 
@@ -101,6 +102,7 @@ cdef Plan plan_scatter(Handle comm, object x, object root, object out, object dt
     if comm._rank == plan.call.root:
         plan_input(plan, x, dtype)
         plan_block(plan, comm, plan.source, "scatter", &axes, dims)
+        plan.send_shift = <size_t>comm._rank * <size_t>cnp.PyArray_NBYTES(plan.source) // <size_t>comm._size
         plan_output(plan, out, plan.source, axes, dims)
     else:
         array = as_array(out, &plan.element)
@@ -161,6 +163,7 @@ cdef Plan plan_reduce_scatter(Handle comm, object x, object op, object out, obje
     plan_input(plan, x, dtype)
     plan_op(plan, op)
     plan_block(plan, comm, plan.source, "reduce_scatter", &axes, dims)
+    plan.send_shift = <size_t>comm._rank * <size_t>cnp.PyArray_NBYTES(plan.source) // <size_t>comm._size
     plan_output(plan, out, plan.source, axes, dims)
     plan.call.count = total_of(plan, plan.target)
     return plan

@@ -43,6 +43,7 @@ cdef extern from *:
     int pmr_py_interrupted() noexcept nogil
 
 cdef pmr_context *context_now = NULL
+cdef object world_now = None
 cdef int generations = 0
 
 
@@ -76,7 +77,7 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank)
     local_rank : int
         This rank's place in the window.
     """
-    global context_now, generations, generation_now
+    global context_now, generations, generation_now, world_now
     cdef pmr_context_options options
     cdef pmr_context *context = NULL
     cdef pmr_error error
@@ -97,17 +98,19 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank)
     context_now = context
     generations += 1
     generation_now = generations
-    return communicator_wrap(communicator_type, pmr_context_world(context), None)
+    world_now = communicator_wrap(communicator_type, pmr_context_world(context), None)
+    return world_now
 
 
 def close_context():
     """Close the context; every handle is dead afterwards. Does nothing without one, or in a forked child."""
-    global context_now, generation_now
+    global context_now, generation_now, world_now
     cdef pmr_context *context = context_now
     if context == NULL or forked:
         return
     generation_now = 0
     context_now = NULL
+    world_now = None
     sites_forget()
     if inside:
         return  # a thread of this process still waits in the core: the mapping must outlive it

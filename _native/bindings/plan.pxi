@@ -16,6 +16,8 @@ cdef class Plan:
     cdef cnp.ndarray target     # what the core writes, or None
     cdef cnp.ndarray back       # the strided array that `target` is copied to in the end, or None
     cdef object out             # what the caller gave for the result and gets back, or None
+    cdef size_t send_shift      # bytes to this rank's own block, which may be where the other buffer begins
+    cdef size_t recv_shift
     cdef size_t *counts         # four runs of `size` counts and displacements, or NULL
 
     def __cinit__(self):
@@ -129,7 +131,9 @@ cdef int plan_output(Plan plan, object out, cnp.ndarray model, int axes, cnp.npy
             plan.target = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
             plan.back = array
     plan.call.recv = cnp.PyArray_DATA(plan.target)
-    if plan.source is not None and plan.call.recv != plan.call.send and overlaps(plan.source, plan.target):
+    if plan.source is not None and overlaps(plan.source, plan.target) and (
+        <uintptr_t>plan.call.recv + plan.recv_shift != <uintptr_t>plan.call.send + plan.send_shift
+    ):
         plan.source = plan.source.copy()
         plan.call.send = cnp.PyArray_DATA(plan.source)
     return 0

@@ -6,22 +6,21 @@ Invariant: a function here adds nothing to its method but the world, which it lo
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
+from pmrun import _native
 from pmrun.communicator import Communicator
-from pmrun.context import world
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _on_world(method: Callable[Concatenate[Communicator, P], R]) -> Callable[P, R]:
-    @functools.wraps(method)
-    def operation(*args: P.args, **kwargs: P.kwargs) -> R:
-        return method(world(), *args, **kwargs)
-
+    _, *parameters = inspect.signature(method).parameters.values()
+    shown = inspect.Signature([one.replace(annotation=inspect.Parameter.empty) for one in parameters])
+    operation: Callable[P, R] = _native.world_operation(method, str(shown))
     return operation
 
 

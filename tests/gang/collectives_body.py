@@ -208,16 +208,26 @@ def check_blocks(comm):
                 note = f"{memory} {dtype} {count}"
                 for name, call in calls(comm, "allgather"):
                     same(call(place(one[me])), np.stack(one), f"{name} {note}")
+                    for block in (me, size - 1 - me):
+                        both = place(np.zeros((size, count), dtype))
+                        both[block] = one[me]
+                        same(call(both[block], out=both), np.stack(one), f"{name} out of its own output {note}")
                 for name, call in calls(comm, "alltoall"):
                     wanted = np.stack([many[rank][me] for rank in range(size)])
                     same(call(place(many[me])), wanted, f"{name} {note}")
                     for out in blanks((size, count), dtype):
                         same(call(place(many[me]), out=out), wanted, f"{name} out {note}")
+                    mine = place(many[me])
+                    same(call(mine, out=mine), wanted, f"{name} in place {note}")
                 for name, call in calls(comm, "reduce_scatter"):
                     wanted = reduced("sum", many)[me]
                     same(call(place(many[me])), wanted, f"{name} {note}")
                     flat = place(many[me]).reshape(size * count) if count else place(many[me])
                     same(np.asarray(call(flat)).reshape(count), wanted, f"{name} flat {note}")
+                    for block in (me, size - 1 - me):
+                        mine = place(many[me])
+                        call(mine, out=mine[block])
+                        same(mine[block], wanted, f"{name} into its own input {note}")
                 for root in range(size):
                     check_rooted(comm, root, one, many, place, f"{note} root {root}")
 
@@ -235,6 +245,12 @@ def check_rooted(comm, root, one, many, place, note):
         for name, call in calls(comm, "scatter"):
             same(call(place(many[root]) if at_root else None, root, out), many[root][me], f"{name} out {note}")
     same(comm.scatter(place(many[root]) if at_root else None, root), many[root][me], f"scatter {note}")
+    mine = place(many[root])
+    same(comm.scatter(mine if at_root else None, root, mine[me]), many[root][me], f"scatter into its input {note}")
+    both = place(np.zeros((size, *one[0].shape), one[0].dtype))
+    both[me] = one[me]
+    gathered = comm.gather(both[me], root, both if at_root else None)
+    same(gathered, np.stack(one) if at_root else None, f"gather out of its own output {note}")
     assert size == len(one)
 
 
