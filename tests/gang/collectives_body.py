@@ -201,7 +201,7 @@ def check_blocks(comm):
     """Everything that moves equal blocks."""
     me, size = comm.rank, comm.size
     for dtype in (np.dtype("f4"), np.dtype("i1"), np.dtype("c16")):
-        for count in SIZES:
+        for count in SIZES if dtype == np.dtype("f4") else SIZES[:-1]:
             one = [given(dtype, (count,), rank) for rank in range(size)]
             many = [given(dtype, (size, count), rank) for rank in range(size)]
             for memory, place in MEMORY.items():
