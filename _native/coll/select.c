@@ -204,9 +204,12 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
     pmr_status status = check_call(comm, call, error);
     if (status)
         return status;
-    if (comm->broken)
-        return pmr_fail(error, PMR_ERR_SHUTDOWN,
-                        "this communicator was left in the middle of an earlier call");
+    if (comm->broken) {
+        status = pmr_window_aborted(&comm->context->window, error); /* why it broke, if the gang ended by it */
+        return status ? status
+                      : pmr_fail(error, PMR_ERR_SHUTDOWN,
+                                 "this communicator was left in the middle of an earlier call");
+    }
     if (!comm->chosen)
         choose_all(comm);
     task->comm = comm;
