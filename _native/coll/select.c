@@ -196,7 +196,7 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
     task->call = call;
     task->item_bytes = pmr_dtype_size(call->dtype);
     task->bytes = message_bytes(call, task->item_bytes);
-    task->fingerprint = fingerprint_of(comm, call);
+    task->fingerprint = comm->history = mix(comm->history, fingerprint_of(comm, call));
     task->seq = ++comm->seq;
     task->phase = 0;
     task->cursor = 0;

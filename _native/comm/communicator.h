@@ -61,6 +61,7 @@ struct pmr_comm {
     pmr_recorder *recorder;
     uint32_t rank, size;
     uint32_t seq, floor;
+    uint64_t history;           /* of all calls so far: a call's fingerprint covers those before it */
     uint32_t meetings;          /* of PMR_GATE_MEET, so far */
     uint32_t rounds;            /* second meetings, so far */
     bool crowded;
