@@ -202,6 +202,19 @@ static void publish_place(pmr_task *task, pmr_entry *entry, size_t total)
     }
 }
 
+/* Who waits for nobody still looks who is there already, and whether they mean the same call. */
+static pmr_status glance(const pmr_task *task, pmr_error *error)
+{
+    const pmr_comm *comm = task->comm;
+    for (uint32_t rank = 0; rank < comm->size; rank++) {
+        const pmr_entry *entry = pmr_comm_entry(comm, rank, task->seq);
+        if (atomic_load_explicit(&entry->seq.value, memory_order_acquire) == task->seq &&
+            entry->fingerprint != task->fingerprint)
+            return pmr_comm_mismatch(task, rank, error);
+    }
+    return PMR_OK;
+}
+
 static pmr_status enter(pmr_task *task, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
@@ -231,7 +244,7 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
     pmr_task_enter(task, entry);
     if (staging)
         stage(task, 0);
-    return PMR_OK;
+    return glance(task, error);
 }
 
 /* ---- taking ---- */

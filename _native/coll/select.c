@@ -135,6 +135,10 @@ static pmr_status check_call(const pmr_comm *comm, const pmr_call *call, pmr_err
     if (in(REDUCING, call->kind) && !pmr_op_defined(call->op, call->dtype))
         return pmr_fail(error, PMR_ERR_UNSUPPORTED, "%s: %s is not defined for %s", pmr_kind_name(call->kind),
                         pmr_op_name(call->op), pmr_dtype_name(call->dtype));
+    if (call->kind == PMR_ALLTOALLV && call->send_counts[comm->rank] != call->recv_counts[comm->rank])
+        return pmr_fail(error, PMR_ERR_ARGUMENT,
+                        "alltoallv: this rank sends %zu elements to itself and receives %zu",
+                        call->send_counts[comm->rank], call->recv_counts[comm->rank]);
     return PMR_OK;
 }
 
@@ -174,6 +178,12 @@ static uint64_t recorded_bytes(const pmr_comm *comm, const pmr_call *call, size_
         return call->send_counts[0] * item_bytes;
     if (call->kind == PMR_SCATTERV)
         return call->recv_counts[0] * item_bytes;
+    size_t sent = 0;
+    if (call->kind == PMR_ALLTOALLV)
+        for (uint32_t rank = 0; rank < comm->size; rank++)
+            sent += call->send_counts[rank];
+    if (call->kind == PMR_ALLTOALLV)
+        return sent * item_bytes;
     if (call->kind == PMR_REDUCE_SCATTERV)
         return call->recv_counts[comm->rank] * item_bytes;
     return call->count * item_bytes;
@@ -205,7 +215,8 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
     if (status)
         return status;
     if (comm->broken) {
-        status = pmr_window_aborted(&comm->context->window, error); /* why it broke, if the gang ended by it */
+        status =
+            pmr_window_aborted(&comm->context->window, error); /* why it broke, if the gang ended by it */
         return status ? status
                       : pmr_fail(error, PMR_ERR_SHUTDOWN,
                                  "this communicator was left in the middle of an earlier call");
@@ -216,7 +227,7 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
     task->call = call;
     task->item_bytes = pmr_dtype_size(call->dtype);
     task->bytes = message_bytes(call, task->item_bytes);
-    task->fingerprint = fingerprint_of(comm, call);
+    task->fingerprint = comm->history = mix(comm->history, fingerprint_of(comm, call));
     task->seq = ++comm->seq;
     task->phase = 0;
     task->cursor = 0;

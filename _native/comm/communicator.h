@@ -63,6 +63,7 @@ struct pmr_comm {
     pmr_recorder *recorder;
     uint32_t rank, size;
     uint32_t seq, floor;
+    uint64_t history;  /* of all calls so far: a call's fingerprint covers those before it */
     uint32_t meetings; /* of PMR_GATE_MEET, so far */
     uint32_t rounds;   /* second meetings, so far */
     bool crowded;
@@ -78,7 +79,7 @@ struct pmr_comm {
     pmr_context *context;
     uint8_t *slots, *staging, *rings, *turn_chunks, *pairs, *benches, *results;
     uint32_t half_busy[2];              /* last call that used that half of this rank's staging */
-    size_t slots_head; /* where this rank's next slot may begin */
+    size_t slots_head;                  /* where this rank's next slot may begin */
     uint32_t ring_busy[PMR_RING_SLOTS]; /* last call that used that slot of this rank's ring */
     uint32_t turns;                     /* chunks shown by every member, so far */
     uint32_t exchanges;                 /* chunks exchanged by every pair, so far */
@@ -199,7 +200,8 @@ pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, ui
 void pmr_comm_close(pmr_comm *comm);
 size_t pmr_shared_area_bytes(uint32_t ranks);
 
-/* The watch of a call: abort record, members who left or called something else, the interrupt hook. trouble.c */
+/* The watch of a call: abort record, members who left or called something else, the interrupt hook. trouble.c
+ */
 pmr_status pmr_comm_check(void *comm, pmr_error *error);
 /* The same without the interrupt hook: for the engine's thread. */
 pmr_status pmr_comm_check_quiet(pmr_comm *comm, pmr_error *error);

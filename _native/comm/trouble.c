@@ -67,15 +67,33 @@ static void describe_call(const pmr_comm *comm, uint32_t rank, uint32_t seq, cha
                  pmr_recorder_site_text(recorder, record.site));
 }
 
+/* Ranks may have differed before, in calls in which nobody had to look (two roots, say): the first of those
+ * calls. */
+static uint32_t first_difference(const pmr_comm *comm, uint32_t rank, uint32_t seq)
+{
+    uint32_t first = seq;
+    while (first > 1 && seq - first + 1 < PMR_ENTRY_SLOTS) {
+        const pmr_entry *theirs = pmr_comm_entry(comm, rank, first - 1),
+                        *ours = pmr_comm_entry(comm, comm->rank, first - 1);
+        if (atomic_load_explicit(&theirs->seq.value, memory_order_acquire) != first - 1 ||
+            atomic_load_explicit(&ours->seq.value, memory_order_relaxed) != first - 1 ||
+            theirs->fingerprint == ours->fingerprint)
+            break;
+        first--;
+    }
+    return first;
+}
+
 pmr_status pmr_comm_mismatch(const pmr_task *task, uint32_t rank, pmr_error *error)
 {
     const pmr_comm *comm = task->comm;
+    uint32_t seq = first_difference(comm, rank, task->seq);
     char theirs[330], ours[330], text[PMR_ERROR_TEXT_BYTES];
-    describe_call(comm, rank, task->seq, theirs, sizeof theirs);
-    describe_call(comm, comm->rank, task->seq, ours, sizeof ours);
+    describe_call(comm, rank, seq, theirs, sizeof theirs);
+    describe_call(comm, comm->rank, seq, ours, sizeof ours);
     bool first = rank < comm->rank;
-    snprintf(text, sizeof text, "call %u of the communicator differs: %s; %s", task->seq,
-             first ? theirs : ours, first ? ours : theirs);
+    snprintf(text, sizeof text, "call %u of the communicator differs: %s; %s", seq, first ? theirs : ours,
+             first ? ours : theirs);
     return end_gang(comm, PMR_ABORT_MISMATCH, world_rank(comm, rank), text, error);
 }
 
@@ -108,13 +126,19 @@ pmr_status pmr_comm_stalled(const pmr_task *task, pmr_error *error)
     return end_gang(comm, PMR_ABORT_STALLED, first, text, error);
 }
 
-/* A member that is gone and whose part of the running call is missing. */
+/* A member that is gone and whose part of the running call is missing; those who died first, since others
+ * left for it. */
 static pmr_status find_departed(const pmr_comm *comm, const pmr_task *task, pmr_error *error)
 {
     const pmr_window *window = &comm->context->window;
+    uint32_t worst = PMR_RANK_ABSENT;
     for (uint32_t rank = 0; rank < comm->size; rank++) {
         uint32_t state = pmr_window_rank_state(window, comm->local[rank]);
-        if (state < PMR_RANK_FINISHED)
+        worst = state > worst ? state : worst;
+    }
+    for (uint32_t rank = 0; rank < comm->size && worst >= PMR_RANK_FINISHED; rank++) {
+        uint32_t state = pmr_window_rank_state(window, comm->local[rank]);
+        if (state < PMR_RANK_FINISHED || (worst == PMR_RANK_FAILED && state != worst))
             continue;
         bool entered = has_entered(comm, rank, task->seq);
         pmr_record record;

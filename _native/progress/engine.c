@@ -5,8 +5,10 @@
  * `driving` is held around a pass over the sources, never while sleeping, so a caller in pmr_engine_wait can
  * take over between two passes; while there is such a guest the thread stays asleep on the doorbell `kick`. A
  * pass never waits, so the lock is free again after the work at hand. The thread does not spin: it shares its
- * CPU with the program that computes. Invariant: an active source is driven by somebody, or all flags that it
- * wants are being waited for.
+ * CPU with the program that computes. Who sleeps on flags that a source wants is counted in `sleepers` from the
+ * pass that collected them on, so that a source is removed, and its memory given back, only when nobody may
+ * touch its flags any more; everybody sleeps on `kick` too.
+ * Invariant: an active source is driven by somebody, or all flags that it wants are being waited for.
  */
 #include "progress/engine.h"
 
@@ -27,6 +29,7 @@ struct pmr_engine {
     pmr_flag kick;       /* raised for the thread: new work, guests left, stop */
     pmr_flag completions;
     _Atomic uint32_t guests;
+    _Atomic uint32_t sleepers; /* raised under driving */
     _Atomic bool stop;
     bool crowded;
     bool started;
@@ -55,6 +58,22 @@ static bool pass(pmr_engine *engine, pmr_wants *wants)
     return moved;
 }
 
+/* A pass; when nothing moved and `sleepy`, the caller counts as a sleeper from here on. */
+static bool drive(pmr_engine *engine, pmr_wants *wants, bool sleepy)
+{
+    pthread_mutex_lock(&engine->driving);
+    bool moved = pass(engine, wants);
+    if (!moved && sleepy)
+        atomic_fetch_add(&engine->sleepers, 1);
+    pthread_mutex_unlock(&engine->driving);
+    return moved;
+}
+
+static void wake_up(pmr_engine *engine)
+{
+    atomic_fetch_sub(&engine->sleepers, 1);
+}
+
 static bool any_active(pmr_engine *engine)
 {
     bool active = false;
@@ -76,15 +95,13 @@ static void *run(void *arg)
             pmr_flags_sleep(&doorbell, 1, pmr_now_ns() + PMR_WAIT_SLICE_NS * 20ll);
             continue;
         }
-        pthread_mutex_lock(&engine->driving);
-        bool moved = pass(engine, &wants);
-        pthread_mutex_unlock(&engine->driving);
-        if (moved)
+        if (drive(engine, &wants, true))
             continue;
         if (wants.count == PMR_WAIT_FLAGS_MAX)
             wants.count--; /* room for the doorbell; what is left out is looked at after a slice */
         pmr_wants_add(&wants, &engine->kick, seen + 1);
         pmr_flags_sleep(wants.flag, wants.count, pmr_now_ns() + PMR_WAIT_SLICE_NS);
+        wake_up(engine);
     }
     return NULL;
 }
@@ -142,6 +159,10 @@ void pmr_engine_remove(pmr_engine *engine, pmr_source *source)
             break;
         }
     pmr_engine_unlock(engine);
+    while (atomic_load(&engine->sleepers)) {
+        raise_flag(&engine->kick);
+        sched_yield();
+    }
 }
 
 pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
@@ -180,15 +201,14 @@ static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_
                             int64_t deadline_ns, uint32_t *idle, pmr_error *error)
 {
     pmr_wants wants;
-    pthread_mutex_lock(&engine->driving);
-    bool moved = pass(engine, &wants);
-    pthread_mutex_unlock(&engine->driving);
-    if (moved) {
+    uint32_t kicks = atomic_load(&engine->kick.value);
+    bool sleepy = *idle + 1 >= (engine->crowded ? GUEST_YIELDS : GUEST_SPINS);
+    if (drive(engine, &wants, sleepy)) {
         *idle = 0;
         return PMR_OK;
     }
-    uint32_t patience = engine->crowded ? GUEST_YIELDS : GUEST_SPINS;
-    if (++*idle < patience) {
+    if (!sleepy) {
+        ++*idle;
         if (engine->crowded)
             sched_yield();
         else
@@ -196,17 +216,19 @@ static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_
         return PMR_OK;
     }
     pmr_status status = watch->check(watch->arg, error);
-    if (status)
-        return status;
     int64_t now = pmr_now_ns();
-    if (now >= deadline_ns)
-        return PMR_ERR_STALLED;
-    if (wants.count == PMR_WAIT_FLAGS_MAX)
-        wants.count--;
-    pmr_wants_add(&wants, goal.flag, goal.target);
-    int64_t slice_end = now + PMR_WAIT_SLICE_NS;
-    pmr_flags_sleep(wants.flag, wants.count, slice_end < deadline_ns ? slice_end : deadline_ns);
-    return PMR_OK;
+    if (!status && now >= deadline_ns)
+        status = PMR_ERR_STALLED;
+    if (!status) {
+        if (wants.count > PMR_WAIT_FLAGS_MAX - 2)
+            wants.count = PMR_WAIT_FLAGS_MAX - 2;
+        pmr_wants_add(&wants, goal.flag, goal.target);
+        pmr_wants_add(&wants, &engine->kick, kicks + 1);
+        int64_t slice_end = now + PMR_WAIT_SLICE_NS;
+        pmr_flags_sleep(wants.flag, wants.count, slice_end < deadline_ns ? slice_end : deadline_ns);
+    }
+    wake_up(engine);
+    return status;
 }
 
 pmr_status pmr_engine_wait(pmr_engine *engine, pmr_flag *flag, uint32_t target, const pmr_watch *watch,

@@ -40,6 +40,7 @@ pmr_status pmr_engine_open(pmr_engine **out, bool oversubscribed, pmr_error *err
 void pmr_engine_close(pmr_engine *engine);
 
 void pmr_engine_add(pmr_engine *engine, pmr_source *source);
+/* Behind it nobody touches the source, nor any flag that it wanted. */
 void pmr_engine_remove(pmr_engine *engine, pmr_source *source);
 
 /* Tells the engine that `source` has a new operation (its `active` is raised already); starts the thread if

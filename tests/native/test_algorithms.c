@@ -21,8 +21,8 @@
 #define BYTES_MAX (((size_t)3 << 20) + 64)
 #define GUARD_BYTES 64u
 #define GUARD 0xa5
-#define LONG 30000000000ll
-#define LOST_AFTER_S 60 /* a hang fails the test */
+#define LONG 80000000000ll
+#define LOST_AFTER_S 90 /* a hang fails the test */
 
 static const pmr_dtype DTYPES[] = {PMR_FLOAT32, PMR_FLOAT64, PMR_FLOAT16, PMR_BFLOAT16, PMR_INT32};
 static const pmr_op OPS[] = {PMR_SUM, PMR_SUM, PMR_PROD, PMR_MAX};
@@ -324,7 +324,7 @@ static int try_algorithm(bench *b, pmr_kind kind, uint64_t *state)
         pmr_comm_split(pmr_context_world(b->context), 0, (int32_t)b->rank, 0, &comm, &error))
         return fprintf(stderr, "cannot force %s\n", b->algorithm);
     int failed = 0;
-    size_t trials = kind == PMR_BARRIER ? 20 : kind == PMR_ALLREDUCE ? SIZES : SIZES / 2;
+    size_t trials = kind == PMR_BARRIER ? 10 : kind == PMR_ALLREDUCE ? SIZES : SIZES / 3;
     for (size_t i = 0; i < trials && !failed; i++) {
         trial t = draw_trial(b, state, kind, kind == PMR_ALLREDUCE ? i : draw(state) % SIZES);
         fill_periods(b, t.dtype);

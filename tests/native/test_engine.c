@@ -17,8 +17,8 @@
 #define COMMS 4u
 #define DEPTH 6u                /* calls in flight on each communicator */
 #define OPEN (COMMS * DEPTH)
-#define LONG 20000000000ll
-#define LOST_AFTER_S 40         /* a hang fails the test */
+#define LONG 80000000000ll
+#define LOST_AFTER_S 90         /* a hang fails the test */
 
 typedef struct scene {
     uint64_t seed;
