@@ -190,8 +190,9 @@ static bool refuses(pmr_comm *comm)
     pmr_error error;
     pmr_call barrier = {.kind = PMR_BARRIER};
     pmr_request *request;
-    return pmr_coll_run(comm, &barrier, LOST_AFTER, &error) == PMR_ERR_SHUTDOWN &&
-           pmr_coll_start(comm, &barrier, &request, &error) == PMR_ERR_SHUTDOWN;
+    /* with what ended the gang, or, where that is not known, as left half way */
+    return pmr_coll_run(comm, &barrier, LOST_AFTER, &error) <= PMR_ERR_RANK_FAILED &&
+           pmr_coll_start(comm, &barrier, &request, &error) <= PMR_ERR_RANK_FAILED;
 }
 
 /* ---- mismatches ------------------------------------------------------------------------------------------------------ */
