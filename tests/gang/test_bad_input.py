@@ -225,6 +225,8 @@ def test_a_mismatch_is_told_again_by_later_calls(gang) -> None:
 
 MISMATCHES = {
     "blocks of scatter": "w.scatter(np.zeros((2, 5)) if w.rank == 0 else None, 0, np.zeros(5 - w.rank))",
+    "blocks of scatterv": "w.scatterv(np.ones(4) if w.rank == 0 else None, [3, 1], 0, np.zeros(3 - w.rank))",
+    "counts of gatherv": "w.gatherv(np.arange(4.0), [4, 2] if w.rank == 0 else [2, 4])",
     "text and times": "w.allgather(np.zeros(2, 'S8' if w.rank else 'M8[s]'))",
     "text and wide text": "w.broadcast(np.zeros(2, 'S8' if w.rank else 'U2'))",
     "times and records": "w.gather(np.zeros(2, 'V8' if w.rank else 'm8[s]'))",

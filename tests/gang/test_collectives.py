@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pmrun import _native
+from pmrun.errors import UsageError
 
 BODY = Path(__file__).parent / "collectives_body.py"
 WORLDS = [1, 2, 3, 4, 5, 8]
@@ -49,8 +50,8 @@ def test_bits_do_not_depend_on_the_kernels(gang, rng, kernels: str) -> None:
 @pytest.mark.parametrize("algorithm", _native.algorithm_names("allreduce"))
 def test_bits_do_not_depend_on_the_algorithm(gang, rng, algorithm: str) -> None:
     seed = rng.randrange(2**31)
-    for size in (3, 4):
-        run = gang(size, BODY, str(seed), "reductions", env={"PMRUN_ALGORITHM": f"allreduce={algorithm}"})
+    for size, group in ((3, "reductions"), (4, "reductions"), (3, "sizes")):
+        run = gang(size, BODY, str(seed), group, env={"PMRUN_ALGORITHM": f"allreduce={algorithm}"})
         assert run.results == [[]] * size, f"seed {seed}"
 
 
@@ -90,3 +91,12 @@ def test_unknown_choices_are_refused(gang, name: str, value: str, words: list[st
 def test_choices_that_are_empty_are_none(gang) -> None:
     run = gang(2, UNKNOWN, env={"PMRUN_ALGORITHM": "", "PMRUN_KERNELS": ""})
     assert run.results == ["joined"] * 2
+
+
+def test_none_ends_a_forced_choice() -> None:
+    for kind in ("allreduce", "barrier", "alltoallv"):
+        for name in _native.algorithm_names(kind):
+            _native.force_algorithm(kind, name)
+        _native.force_algorithm(kind, None)
+        with pytest.raises(UsageError, match="use one of"):
+            _native.force_algorithm(kind, "")
