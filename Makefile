@@ -11,9 +11,12 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find _native -name '*.[ch]' -o -name '*.inc' -o -name '*.pyx' -o -name '*.pxi')
-# What pip and setuptools say is shown only when they fail.
-QUIETLY := quietly() { "$$@" >$(VENV)/log 2>&1 || { cat $(VENV)/log >&2; exit 1; }; }; quietly
-PIP := $(QUIETLY) $(BIN)/python -m pip --disable-pip-version-check
+# What pip and setuptools say is shown only when they fail; a log per target, as two may run at once.
+QUIETLY = log=$(VENV)/$(notdir $@).log; quietly() { "$$@" >$$log 2>&1 || { cat $$log >&2; exit 1; }; }; quietly
+# Python compiles what is imported, which is a small part of what is installed.
+PIP = $(QUIETLY) $(BIN)/python -m pip --disable-pip-version-check install --no-compile
+# Dependencies, metadata and the command; the extension is built once, by $(VENV)/.built alone.
+INSTALL = export PMRUN_PREBUILT=1; $(PIP) --no-build-isolation --editable
 
 # The first of these that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
@@ -50,31 +53,34 @@ $(VENV)/.made:
 		echo "pmrun: $(PYTHON) cannot make virtual environments; install its venv module ('apt-get install python3-venv')" >&2; exit 1; fi
 	@echo "making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --upgrade pip 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0'
+	@$(PIP) 'pip>=21.3' 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0'
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(NATIVE)
+$(VENV)/.built: $(VENV)/.made setup.py $(NATIVE)
 	@echo "building the extension"
 	@$(QUIETLY) $(BIN)/python setup.py --quiet build_ext --inplace
-	@if [ ! $@ -nt pyproject.toml ]; then \
-		echo "installing pmrun in $(VENV)"; $(PIP) install --no-build-isolation --editable .; fi
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.built pyproject.toml
-	@if [ ! $@ -nt pyproject.toml ]; then \
-		echo "installing what the demo needs"; $(PIP) install --no-build-isolation --editable '.[demo]'; fi
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@echo "installing pmrun and what the demo needs in $(VENV)"
+	@$(INSTALL) '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.built pyproject.toml
-	@if [ ! $@ -nt pyproject.toml ]; then \
-		echo "installing what development needs"; $(PIP) install --no-build-isolation --editable '.[dev,demo]'; fi
-	@touch $@
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	@echo "installing pmrun and what development needs in $(VENV)"
+	@$(INSTALL) '.[dev,demo]'
+	@touch $@ $(VENV)/.demo
 
-dev: $(VENV)/.dev
+READY := $(VENV)/.built $(VENV)/.dev
+
+# pip waits for the network while the compiler works.
+dev:
+	@$(MAKE) --no-print-directory -j2 $(READY)
 
 # ---- the main job -----------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo
+demo:
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.built $(VENV)/.demo
 	$(BIN)/pmrun -n 8 examples/train_digits.py
 	@echo
 	@echo "That was: $(BIN)/pmrun -n 8 examples/train_digits.py"
@@ -87,20 +93,20 @@ demo: $(VENV)/.demo
 
 # ---- checks -----------------------------------------------------------------------------------------------
 
-test: lint types $(VENV)/.dev
+test: lint types $(READY)
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.dev
+format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # mypy cannot follow an editable install that maps folders, so it reads the tree as a wheel would have it.
 .PHONY: types
-types: $(VENV)/.dev
+types: $(READY)
 	@rm -rf build/typing
 	@$(QUIETLY) $(BIN)/python setup.py --quiet build_py --build-lib build/typing
 	MYPYPATH=build/typing $(BIN)/mypy -p pmrun
@@ -108,7 +114,7 @@ types: $(VENV)/.dev
 type: types
 	$(BIN)/python -m pytest -q tests/tidy/test_stubs.py
 
-tidy: $(VENV)/.dev
+tidy: $(READY)
 	$(BIN)/python -m pytest -q tests/tidy
 
 # ---- sanitizers -------------------------------------------------------------------------------------------
@@ -116,7 +122,7 @@ tidy: $(VENV)/.dev
 # Those that reach the core through Python; a process takes some ten times as long here.
 ASAN_TESTS ?= tests/gang tests/unit
 
-build/asan/.built: $(VENV)/.dev $(NATIVE) setup.py
+build/asan/.built: $(READY)
 	@echo "building the extension under AddressSanitizer"
 	@export PMRUN_SANITIZE=address,undefined; $(QUIETLY) $(BIN)/python setup.py --quiet \
 		build_ext --build-lib build/asan --build-temp build/asan-objects
@@ -130,15 +136,15 @@ asan: build/asan/.built
 	$(BIN)/python -c 'import pmrun._native as n; assert "build/asan" in n.__file__, n.__file__'; \
 	$(BIN)/python -m pytest $(ASAN_TESTS)
 
-tsan: $(VENV)/.dev
+tsan: $(READY)
 	$(BIN)/python -m pytest tests/native --sanitize=thread
 
 # ---- figures and packages ---------------------------------------------------------------------------------
 
-bench: $(VENV)/.dev
+bench: $(READY)
 	$(BIN)/python benchmarks/bench_all.py
 
-sdist-check: $(VENV)/.dev
+sdist-check: $(READY)
 	@rm -rf dist build/sdist-check
 	@$(QUIETLY) $(BIN)/python -m build --no-isolation --outdir dist .
 	@$(BIN)/python -m venv build/sdist-check

@@ -2,9 +2,10 @@
 """Build script: one extension from the C core; everything else is in pyproject.toml.
 
 One extension, because two would hold two copies of the core's state. Cython's output goes to build/cython, so that
-the glob over _native never links it twice. Three variables choose special builds: PMRUN_SANITIZE=address,undefined,
+the glob over _native never links it twice. Four variables choose special builds: PMRUN_SANITIZE=address,undefined,
 PMRUN_DEBUG=1 (no optimisation), PMRUN_WERROR=1 (a warning is an error: for those who develop pmrun, as another
-compiler's new warning must not keep a user from installing it).
+compiler's new warning must not keep a user from installing it), PMRUN_PREBUILT=1 (no extension: the Makefile has
+built it in place, and an editable install would build it once more, from nothing).
 """
 
 import os
@@ -12,6 +13,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+from concurrent.futures import Future, ThreadPoolExecutor
 from glob import glob
 
 from setuptools import Extension, setup
@@ -75,12 +77,12 @@ def up_to_date(target: str, made_from: str, command: str, flags: str) -> bool:
 class build_native(build_ext):
     """Gives the strict warning flags to our own C files and plain ones to Cython's output.
 
-    setuptools compiles all files when one header changed; here an object is kept while nothing it was made from
-    changed, as make would.
+    setuptools compiles all files when one header changed, and one after the other; here an object is kept while
+    nothing it was made from changed, as make would, and each CPU has a compiler.
     """
 
     def build_extension(self, ext: Extension) -> None:
-        compile_one = self.compiler._compile
+        compile_one, compile_all = self.compiler._compile, self.compiler.compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
             own = os.path.relpath(src).startswith("_native" + os.sep)
@@ -94,16 +96,25 @@ class build_native(build_ext):
             with open(obj + ".command", "w", encoding="utf-8") as file:
                 file.write(words)
 
-        self.compiler._compile = compile_with_flags
+        def compile_at_once(*arguments, **named):  # type: ignore[no-untyped-def]
+            compiling: list[Future[None]] = []
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                self.compiler._compile = lambda *one: compiling.append(pool.submit(compile_with_flags, *one))
+                objects = compile_all(*arguments, **named)
+            for one in compiling:
+                one.result()  # raises what the compiler complained of
+            return objects
+
+        self.compiler.compile = compile_at_once
         try:
             super().build_extension(ext)
         finally:
-            self.compiler._compile = compile_one
+            self.compiler._compile, self.compiler.compile = compile_one, compile_all
 
 
 def extensions() -> list[Extension]:
     """The extension, where the command builds one: others (sdist, build_py, egg_info) need no compiler."""
-    if not BUILDING & set(sys.argv):
+    if not BUILDING & set(sys.argv) or os.environ.get("PMRUN_PREBUILT"):
         return []
     refuse_unsupported()
     import numpy

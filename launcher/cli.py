@@ -3,8 +3,7 @@
 
 Reads options (command line over environment over file), checks everything that can be checked before a process
 exists, builds the Job and hands it to the backend. A mistake of the user is one line on standard error and exit
-code 2. Words that are to become sub-commands (`pmrun bench`) would be looked up in `main`, before `split`.
-Invariant: until a Job is complete nothing was started and nothing was created.
+code 2. Invariant: until a Job is complete nothing was started and nothing was created.
 """
 
 from __future__ import annotations
@@ -43,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `pmrun --help | head -1`: whoever read has what they wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
+    except Exception:  # noqa: BLE001 - whatever else is raised is a defect, which has an exit code of its own
+        sys.excepthook(*sys.exc_info())
+        return _complain("this is a defect of pmrun; please report it with the lines above", ExitCode.INTERNAL)
 
 
 def _complain(text: str, code: ExitCode) -> int:
@@ -145,7 +147,7 @@ def build_job(line: CommandLine) -> Job:
         cwd=cwd,
         env=env,
         map_by=BindTo(values.get(opt.MAP_BY)),
-        bind_to=BindTo(values.get(opt.BIND_TO)),
+        bind_to=BindTo(values.get(opt.BIND_TO) or values.get(opt.MAP_BY)),  # a map alone would do nothing
         stdin=stdin if isinstance(stdin, int) else Stream(stdin),
         output=Output(
             tag=values.get(opt.TAG),

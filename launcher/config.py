@@ -3,8 +3,8 @@
 
 PMRUN_GRACE=10 is --grace 10. The file is the nearest one, from the current directory upwards: `pmrun.toml`, or a
 `pyproject.toml` that has `[tool.pmrun]`; its keys are the options' names. The command line goes over the
-environment and the environment over the file. Invariant: a key that pmrun does not know is an error, so a
-misspelled option in a file is never passed over in silence.
+environment and the environment over the file. Invariant: a key or a PMRUN_* variable that pmrun does not know is an
+error, so a misspelled option is never passed over in silence.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from pmrun import env
 from pmrun.errors import UsageError
 from pmrun.launcher.command_line import Setting
-from pmrun.launcher.options import OPTIONS, suggestion
+from pmrun.launcher.options import OPTIONS, SET_BY_AGENT, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
 FILE_NAMES = ("pmrun.toml", "pyproject.toml")
 
 _SETTABLE = {option.name: option for option in OPTIONS if option.settable}
+_VARIABLES = {option.variable for option in _SETTABLE.values()}
+# Not options: what a rank has, which a pmrun inside it inherits, what a rank reads, and the build's switches.
+_OTHER_VARIABLES = {value for name, value in vars(env).items() if name.isupper() and name != "OPTION_PREFIX"}
+_MEANT = sorted(
+    name.removeprefix(env.OPTION_PREFIX)
+    for name in (_VARIABLES | _OTHER_VARIABLES).difference(SET_BY_AGENT)
+    if name.startswith(env.OPTION_PREFIX)
+)
 
 
 def from_environment(environ: Mapping[str, str]) -> list[Setting]:
     """An empty variable counts as unset, as it is the only way to unset one in some places."""
+    for name, text in environ.items():
+        if text and name.startswith(env.OPTION_PREFIX) and name not in _VARIABLES | _OTHER_VARIABLES:
+            close = suggestion(name[len(env.OPTION_PREFIX) :], _MEANT, env.OPTION_PREFIX)
+            raise UsageError(f"unknown variable {name} in the environment{close}; unset it, or see pmrun --help")
     found = []
     for option in _SETTABLE.values():
         text = environ.get(option.variable, "")

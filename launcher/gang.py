@@ -203,7 +203,8 @@ class Gang:
         if self._start_by is not None and now >= self._start_by:
             late = [start.node_name for node, start in enumerate(self._starts) if node not in self._started]
             text = f"not all ranks were started within --start-timeout {self._start_timeout_s:g} s: waited for "
-            return self._end(Cause(Kind.START, text + ", ".join(late), ExitCode.START_FAILED), 0.0, 0.0)
+            text += ", ".join(late) + "; give more time or look at the load there"
+            return self._end(Cause(Kind.START, text, ExitCode.START_FAILED), 0.0, 0.0)
         return []
 
     # ---- details --------------------------------------------------------------------------------------

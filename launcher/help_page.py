@@ -41,9 +41,13 @@ _EXAMPLES = """\
   0     all ranks ended well
   n     the first rank to fail ended with n; 128 + s if signal s killed it (137: SIGKILL)
   2     the command line or configuration is wrong; nothing was started
+  70    a defect of pmrun
+  74    the standard output cannot be written (141: nobody reads it any more)
   75    the gang could not be started whole within --start-timeout
+  76    pmrun's agent died; its ranks were stopped
   124   --timeout ran out
-  130   interrupted by Ctrl-C
+  126   the program may not be executed (127: it was not found)
+  130   interrupted by Ctrl-C (129: SIGHUP, 143: SIGTERM)
 """
 
 

@@ -22,7 +22,7 @@ Ranks = frozenset[int]
 EnvPairs = tuple[tuple[str, "str | None"], ...]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SET_BY_AGENT = (
+SET_BY_AGENT = (
     env.RANK, env.WORLD_SIZE, env.LOCAL_RANK, env.LOCAL_WORLD_SIZE, env.NODE_RANK, env.NUM_NODES, env.MAIN_IP,
     env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD,
 )  # fmt: skip
@@ -192,7 +192,7 @@ def parse_env(text: str) -> EnvPairs:
     name, equals, value = text.partition("=")
     if not name or "\0" in text:
         raise ValueError("write NAME=VALUE, or NAME to hand on the value it has here")
-    if name in _SET_BY_AGENT:
+    if name in SET_BY_AGENT:
         raise ValueError(f"{name} is what pmrun tells each rank; it cannot be set from outside")
     return ((name, value if equals else None),)
 
@@ -220,11 +220,12 @@ BACKEND = Option(
 )  # fmt: skip
 MAP_BY = Option(
     "map-by", parse_binding, "none", metavar="core|none", group=START, complete="core none",
-    text="give each rank its own cores, in rank order; default: none",
+    text="core: give each rank cores of its own, in rank order (round robin where there are fewer cores than "
+    "ranks), and bind it to them unless --bind-to none; default: none",
 )  # fmt: skip
-BIND_TO = Option(
-    "bind-to", parse_binding, "none", metavar="core|none", group=START, complete="core none",
-    text="keep each rank on its cores; default: none",
+BIND_TO: Option[str | None] = Option(
+    "bind-to", parse_binding, None, metavar="core|none", group=START, complete="core none",
+    text="core: keep each rank on cores of its own; default: what --map-by says",
 )  # fmt: skip
 ENV: Option[EnvPairs] = Option(
     "env", parse_env, (), short="x", metavar="NAME[=VALUE]", group=RUNNING, repeatable=True,
@@ -295,9 +296,10 @@ OPTIONS: tuple[Option[Any], ...] = (
 )  # fmt: skip
 
 
-def suggestion(word: str, known: list[str]) -> str:
-    """The words " (did you mean ...?)" when something known is close, else nothing."""
+def suggestion(word: str, known: list[str], prefix: str = "") -> str:
+    """The words " (did you mean ...?)" when something known is close, else nothing. What all words begin with is given
+    apart, as it would make them all alike."""
     import difflib  # only on the way out
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""

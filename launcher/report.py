@@ -20,6 +20,8 @@ TRACEBACK_LINES: Final = 40
 LINE_CHARACTERS: Final = 400
 
 _TRACEBACK = re.compile(r"^[ |+]*(Exception Group )?Traceback \(most recent call last\):")
+# Of a rank that failed because another one did, or because the gang was being stopped.
+_FOLLOWS = re.compile(r"^[ |+]*(\w+\.)*(RankFailed|GangStopped|CollectiveMismatch|CollectiveTimeout)(:|$)")
 _CHAINED = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
@@ -49,7 +51,12 @@ def compose(outcome: Outcome) -> str:
 
 
 def traceback_of(tail: str) -> list[str]:
-    """The last Python traceback in a text, with the exceptions it was chained to; [] if there is none."""
+    """The last Python traceback in a text, with the exceptions it was chained to; [] if there is none.
+    Where it is long, its middle is left out."""
+    return _shortened(_last_traceback(tail))
+
+
+def _last_traceback(tail: str) -> list[str]:
     lines = tail.splitlines()
     starts = [at for at, line in enumerate(lines) if _TRACEBACK.match(line)]
     if not starts:
@@ -60,7 +67,7 @@ def traceback_of(tail: str) -> list[str]:
             begin = start
         else:
             break
-    return _shortened(lines[begin:])
+    return lines[begin:]
 
 
 def _failed_rank(outcome: Outcome, rank: int, witness: int, text: str) -> list[str]:
@@ -99,14 +106,23 @@ def _evidence(exited: wire.RankExited) -> list[str]:
 def _others(outcome: Outcome, shown: int) -> list[str]:
     """All that failed but the one that was shown, folded."""
     others = {rank: item for rank, item in outcome.exits.items() if rank != shown and item.status}
-    followers = [rank for rank, item in others.items() if not item.sent_signal]
+    followers = [rank for rank, item in others.items() if not item.sent_signal and _follows(item)]
+    alike = [rank for rank, item in others.items() if not item.sent_signal and not _follows(item)]
     stopped = [rank for rank, item in others.items() if item.sent_signal]
     parts = []
     if followers:
         parts.append(f"{rank_list(followers)} failed because of it")
+    if alike:
+        parts.append(f"{rank_list(alike)} failed too")
     if stopped:
         parts.append(f"{rank_list(stopped)} stopped by pmrun")
     return ["  " + "; ".join(parts)] if parts else []
+
+
+def _follows(exited: wire.RankExited) -> bool:
+    """Whether a rank says itself that it failed because of others; else it may have failed on its own."""
+    lines = _last_traceback(exited.err_tail.decode("utf-8", "replace"))
+    return any(_FOLLOWS.match(line) for line in lines)
 
 
 def _shortened(lines: list[str]) -> list[str]:

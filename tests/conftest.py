@@ -74,7 +74,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def no_options_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' results do not depend on the PMRUN_* variables of whoever runs them."""
     for name in list(os.environ):
-        if name.startswith("PMRUN_") and name != leak_guard.MARK:
+        if name.startswith("PMRUN_"):
             monkeypatch.delenv(name)
 
 

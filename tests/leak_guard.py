@@ -16,7 +16,7 @@ import signal
 import threading
 from pathlib import Path
 
-MARK = "PMRUN_TEST_RUN"
+MARK = "TEST_RUN_OF_PMRUN"
 PATIENCE_S = 3.0
 SHARED_MEMORY = Path("/dev/shm")
 TEMPORARY = Path("/tmp")

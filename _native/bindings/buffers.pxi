@@ -9,7 +9,8 @@
 
 cdef struct Element:
     pmr_dtype dtype
-    size_t unit         # core elements in one array element: 1, or its bytes where the core can only move it
+    size_t unit         # core elements in one array element: 1, or more where the core can only move it
+    bint moved          # the core cannot compute with it; `dtype` only tells its bytes from others
     bint fixed          # dtype was told by the exporter or the user; the array holds its bits
     int form            # how the result goes back: a Form
 
@@ -76,8 +77,17 @@ cdef int element_read_rare(cnp.ndarray array, int number, Element *element) exce
         raise TypeError(
             f"an array of dtype {dtype} holds Python objects: use the *_object form (allreduce works on numbers)"
         )
-    element.dtype = PMR_UINT8
-    element.unit = dtype.itemsize
+    # Not all as bytes: so the core, which compares the ranks' dtypes, sees that times, text and records differ.
+    element.moved = True
+    if dtype.kind in "mM":
+        element.dtype = PMR_INT64
+        element.unit = 1
+    elif dtype.kind == "U":
+        element.dtype = PMR_UINT32
+        element.unit = dtype.itemsize // 4
+    else:
+        element.dtype = PMR_UINT8
+        element.unit = dtype.itemsize
     return 0
 
 
@@ -102,6 +112,7 @@ cdef int element_force(cnp.ndarray array, object dtype, Element *element) except
 cdef cnp.ndarray as_array(object thing, Element *element):
     """`thing` as an ndarray over the same memory (scalars and sequences: a new one), in any layout."""
     element.fixed = False
+    element.moved = False
     element.unit = 1
     element.form = FORM_ARRAY
     if cnp.PyArray_CheckExact(thing):
@@ -170,6 +181,15 @@ cdef cnp.ndarray empty_like(cnp.ndarray model, int axes, cnp.npy_intp *dims):
     if 0 <= number < 25 and DTYPE_OF_NUMBER[number] >= 0:
         return cnp.PyArray_EMPTY(axes, dims, number, 0)
     return np.empty(tuple([dims[axis] for axis in range(axes)]), model.dtype.newbyteorder("="))
+
+
+cdef bint is_temporary(cnp.ndarray array, object thing) except -1:
+    """Whether `array`, made of `thing`, is a copy of it, so that writing there never reaches `thing`."""
+    if array is thing or cnp.PyArray_BASE(array) != NULL:
+        return False
+    if isinstance(thing, (list, tuple)):
+        return True
+    return not np.may_share_memory(array, np.asarray(thing))  # array protocols may give a view or a copy
 
 
 cdef tuple shape_tuple(cnp.ndarray array):

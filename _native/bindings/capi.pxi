@@ -46,6 +46,9 @@ cdef extern from "include/pmr.h" nogil:
 
     ctypedef enum pmr_op:
         PMR_SUM
+        PMR_MIN
+        PMR_MAX
+        PMR_AVG
         PMR_OP_COUNT
 
     size_t pmr_dtype_size(pmr_dtype dtype)

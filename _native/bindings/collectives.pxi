@@ -7,6 +7,7 @@
 
 cdef enum:
     HEADER_BYTES = 1024
+    HEADER_TEXT_MAX = 240       # characters of a failure: fits, whatever their bytes
 
 
 cdef Plan plan_barrier():
@@ -36,6 +37,11 @@ cdef Plan plan_broadcast(Handle comm, object x, object root, object dtype):
     elif plan.element.form == FORM_SCALAR:
         plan.source = array.copy()
     else:
+        if plan.element.form == FORM_ARRAY and is_temporary(array, x):
+            raise TypeError(
+                f"broadcast writes into what rank {comm._rank} passes, and a {type(x).__name__} cannot be written: "
+                "pass an array, or use broadcast_object"
+            )
         if not cnp.PyArray_ISWRITEABLE(array):
             raise errors.UsageError(
                 f"broadcast writes into the buffer of rank {comm._rank}, which is read-only: pass a writable one"
@@ -125,10 +131,13 @@ cdef object scatter_blank(Handle comm, object x, object root, object dtype):
     plan_root(plan, comm, root)
     header = None
     if comm._rank == plan.call.root:
-        plan_input(plan, x, dtype)
-        plan_block(plan, comm, plan.source, "scatter", &axes, dims)
-        header = (tuple([dims[axis] for axis in range(axes)]), plan.source.dtype, plan.element.form == FORM_TORCH,
-                  plan.element.fixed)
+        try:
+            plan_input(plan, x, dtype)
+            plan_block(plan, comm, plan.source, "scatter", &axes, dims)
+            header = (tuple([dims[axis] for axis in range(axes)]), plan.source.dtype, plan.element.form == FORM_TORCH,
+                      plan.element.fixed)
+        except (TypeError, ValueError, BufferError, MemoryError) as error:
+            header = error
     shape, kind, torch, fixed = header_exchange(comm, header, plan.call.root)
     return block_blank(shape, kind, torch, fixed)
 
@@ -144,15 +153,25 @@ cdef object block_blank(tuple shape, object kind, bint torch, bint fixed):
 
 
 cdef object header_exchange(Handle comm, object header, int root):
-    """Broadcast a small Python value from `root`, as one message of fixed size."""
+    """Broadcast a small tuple from `root`, as one message of fixed size.
+
+    The root may pass an exception instead: then every rank raises, and none is left waiting.
+    """
     cdef cnp.ndarray frame = np.zeros(HEADER_BYTES, np.uint8)
     if header is not None:
-        text = dumps(header)
+        text = b"" if isinstance(header, Exception) else dumps(header)
         if len(text) > HEADER_BYTES:
-            raise errors.UsageError("the description of this array's dtype is too long: pass out= on every rank")
+            header = errors.UsageError("the description of this array's dtype is too long: pass out= on every rank")
+        if isinstance(header, Exception):
+            text = dumps(" ".join(str(header).split())[:HEADER_TEXT_MAX])
         frame[: len(text)] = np.frombuffer(text, np.uint8)
     run(comm, plan_broadcast(comm, frame, root, None))
-    return loads(frame.tobytes())
+    if isinstance(header, Exception):
+        raise header
+    told = loads(frame.tobytes())
+    if isinstance(told, str):
+        raise errors.UsageError(f"rank {root}, the root, has nothing to scatter: {told}")
+    return told
 
 
 cdef Plan plan_reduce_scatter(Handle comm, object x, object op, object out, object dtype):
@@ -223,8 +242,10 @@ cdef class Collectives(Handle):
         x : array or scalar
             Same dtype and number of elements on every rank.
         op : str
-            ``sum prod min max avg land lor lxor band bor bxor``. Always combined in the same order (a balanced
-            tree over the ranks), so the result's bits do not depend on sizes, timing or algorithm.
+            ``sum prod land lor lxor`` for every dtype, ``min max`` for all but complex, ``avg`` for floats and
+            complex, ``band bor bxor`` for bool and integers; TypeError else. The dtypes are bool, integers up to
+            64 bits, float16/32/64, bfloat16, complex64/128. Always combined in the same order (a balanced tree
+            over the ranks), so the result's bits do not depend on sizes, timing or algorithm.
         root : int
         out : array, optional
             On the root, where the result goes; ``out=x`` is in place.

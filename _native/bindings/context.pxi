@@ -132,22 +132,35 @@ def fail_context(str text):
 def force_algorithm(str kind, name=None):
     """For tests and benchmarks: let this process use one algorithm for `kind`; None ends it.
 
-    All ranks must do the same between the same two calls.
+    Acts on communicators made from then on, whose ranks must all have done the same. Messages that the algorithm
+    cannot take (some only take short ones) go by the others.
     """
     cdef int index
-    cdef bytes wanted = (name or "").encode()
+    cdef bytes wanted
+    cdef pmr_status status
     for index in range(PMR_KIND_COUNT):
         if text_of(pmr_kind_name(<pmr_kind>index)) == kind:
-            if pmr_algorithm_force(<pmr_kind>index, wanted) != PMR_OK:
+            if name is None:
+                status = pmr_algorithm_force(<pmr_kind>index, NULL)
+            elif name not in algorithm_names(kind):
+                status = PMR_ERR_ARGUMENT
+            else:
+                wanted = name.encode()
+                status = pmr_algorithm_force(<pmr_kind>index, wanted)
+            if status != PMR_OK:
                 raise errors.UsageError(
-                    f"no algorithm '{name}' for {kind}; there are: {', '.join(algorithm_names(kind))}"
+                    f"no algorithm '{name}' for {kind}: use one of {', '.join(algorithm_names(kind))}"
                 )
             return
-    raise errors.UsageError(f"no collective is named '{kind}'")
+    kinds = ", ".join([text_of(pmr_kind_name(<pmr_kind>index)) for index in range(PMR_SEND)])
+    raise errors.UsageError(f"no collective is named '{kind}': use one of {kinds}")
 
 
 def algorithm_names(str kind):
-    """Names of all algorithms of one collective, as a list of str."""
+    """Names of the algorithms that `force_algorithm` takes for one collective, as a list of str.
+
+    Not "alone", which does nothing between ranks: a communicator of one uses it, and no other may.
+    """
     cdef int index
     cdef size_t place = 0
     cdef const char *name
@@ -156,7 +169,8 @@ def algorithm_names(str kind):
         if text_of(pmr_kind_name(<pmr_kind>index)) == kind:
             name = pmr_algorithm_name(<pmr_kind>index, place)
             while name != NULL:
-                names.append(text_of(name))
+                if strcmp(name, b"alone") != 0:
+                    names.append(text_of(name))
                 place += 1
                 name = pmr_algorithm_name(<pmr_kind>index, place)
     return names
@@ -171,5 +185,7 @@ def force_kernels(name=None):
     else:
         wanted = name.encode()
         status = pmr_kernels_force(wanted)
+    if status == PMR_ERR_UNSUPPORTED:
+        raise errors.UsageError(f"this CPU cannot run the kernel set '{name}': use portable, or leave the choice to it")
     if status != PMR_OK:
-        raise errors.UsageError(f"this CPU has no kernel set '{name}' (portable, avx2, avx512)")
+        raise errors.UsageError(f"no kernel set is named '{name}': use one of portable, avx2, avx512")

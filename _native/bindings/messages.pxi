@@ -99,9 +99,6 @@ cdef int probe_now(Handle comm, int32_t source, int32_t tag, int64_t limit_ns, p
 
 cdef object recv_now(Handle comm, object out, int32_t source, int32_t tag, object dtype, Status told):
     cdef pmr_message_info info
-    cdef pmr_error error
-    cdef pmr_status status
-    cdef uint32_t site
     cdef Plan plan
     if out is None:
         probe_now(comm, source, tag, comm.timeout_ns, &info)
@@ -118,6 +115,14 @@ cdef object recv_now(Handle comm, object out, int32_t source, int32_t tag, objec
         if dtype is not None:
             raise TypeError("recv takes dtype only where it makes the array itself: leave out either of the two")
         plan = plan_recv(out)
+    return recv_plan(comm, plan, source, tag, told)
+
+
+cdef object recv_plan(Handle comm, Plan plan, int32_t source, int32_t tag, Status told):
+    cdef pmr_message_info info
+    cdef pmr_error error
+    cdef pmr_status status
+    cdef uint32_t site
     comm.enter()
     site = site_here()
     clear(&error)
@@ -166,12 +171,39 @@ cdef Request irecv_now(Handle comm, Plan plan, int32_t source, int32_t tag):
     return request
 
 
+cdef object length_failure(size_t received, size_t sent):
+    """The error of a sendrecv without `out` whose two messages differ in length; None where they do not."""
+    if received == sent:
+        return None
+    return errors.UsageError(
+        f"sendrecv received {received} bytes where it sent {sent}: pass out= for a message of another length"
+    )
+
+
+cdef Plan plan_reply(Plan sent, object out):
+    """The receiving half of a sendrecv: into `out`, or into a new array like what is sent."""
+    cdef Plan plan
+    if out is None:
+        plan = Plan.__new__(Plan)
+        plan.call.kind = PMR_RECV
+        plan.element = sent.element
+        plan_output(plan, None, sent.source, cnp.PyArray_NDIM(sent.source), cnp.PyArray_DIMS(sent.source))
+        plan.call.count = <size_t>cnp.PyArray_NBYTES(plan.target)
+        return plan
+    plan = plan_recv(out)
+    if overlaps(sent.source, plan.target):
+        sent.source = sent.source.copy()
+        sent.call.send = cnp.PyArray_DATA(sent.source)
+    return plan
+
+
 cdef class Communicator(Vectors):
     """Ranks that work together: collectives, messages, and how to divide them.
 
     ``pm.init()`` returns the world; `split` and `dup` make others. Any buffer is taken: numpy arrays and scalars,
     Python numbers, torch CPU tensors, memoryviews, whatever exports DLPack; an array that is not contiguous is
-    packed first. Results are new arrays unless ``out=`` is given; ``out=x`` is in place. A blocking call holds
+    packed first. Arrays that pmrun cannot compute with (text, times, records) are moved as they are; of these the
+    ranks' lengths in bytes are compared, and their dtypes only as text, time or other. Results are new arrays unless ``out=`` is given; ``out=x`` is in place. A blocking call holds
     the communicator: a second thread waits for the first, so give each thread its own (`dup`).
     """
 
@@ -241,30 +273,29 @@ cdef class Communicator(Vectors):
             `out`, or a new one like `x`.
         """
         cdef Plan sent = plan_send(x)
-        cdef Plan received
+        cdef Plan received = plan_reply(sent, out)
         cdef int32_t from_rank = number_of(source, "source")
         cdef int32_t from_tag = tag_of(recv_tag, "recv_tag")
         cdef Request request
         cdef Status told = Status() if status is None else status
-        if out is not None:
-            received = plan_recv(out)
-            if sent.source is not None and overlaps(sent.source, received.target):
-                sent.source = sent.source.copy()
-                sent.call.send = cnp.PyArray_DATA(sent.source)
-        cdef cnp.ndarray blank = empty_like(sent.source, cnp.PyArray_NDIM(sent.source), cnp.PyArray_DIMS(sent.source))
         request = isend_now(self, sent, number_of(dest, "dest"), tag_of(tag, "tag"))
-        result = recv_now(self, blank if out is None else out, from_rank, from_tag, None, told)
+        result = recv_plan(self, received, from_rank, from_tag, told)
         request.wait()
-        if out is not None:
-            return result
-        if told.nbytes != <size_t>cnp.PyArray_NBYTES(blank):
-            raise errors.UsageError(
-                f"sendrecv received {told.nbytes} bytes where it sent {cnp.PyArray_NBYTES(blank)}: pass out= for a "
-                "message of another length"
-            )
-        if sent.element.form == FORM_TORCH:
-            return torch_result(blank, &sent.element)
-        return blank[()]
+        failure = length_failure(told.nbytes, received.call.count) if out is None else None
+        if failure is not None:
+            raise failure
+        return result
+
+    def isendrecv(self, x, dest, out=None, source=ANY_SOURCE, tag=0, recv_tag=ANY_TAG):
+        """`sendrecv` as a Request; it tells source, tag and length of the received message when it is over."""
+        cdef Plan sent = plan_send(x)
+        cdef Plan received = plan_reply(sent, out)
+        cdef int32_t from_rank = number_of(source, "source")
+        cdef int32_t from_tag = tag_of(recv_tag, "recv_tag")
+        cdef Request sending = isend_now(self, sent, number_of(dest, "dest"), tag_of(tag, "tag"))
+        cdef Request request = irecv_now(self, received, from_rank, from_tag)
+        request.partner = sending
+        return request
 
     def probe(self, source=ANY_SOURCE, tag=ANY_TAG, timeout=None):
         """Tell of a message that could be received now, without taking it.

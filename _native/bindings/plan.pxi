@@ -59,12 +59,25 @@ cdef inline int plan_op(Plan plan, object op) except -1:
         if number is None:
             raise errors.UsageError(f"op={op!r} is no reduce operation: use one of {', '.join(OPS)}")
         plan.call.op = <pmr_op><int>number
-    if plan.element.unit != 1:
+    if plan.element.moved:
         raise TypeError(
             f"cannot reduce dtype {plan.source.dtype}: pmrun computes with bool, integers up to 64 bits, "
             "float16/32/64, bfloat16 and complex64/128; convert the array first"
         )
+    if plan.call.op != PMR_SUM and not pmr_op_defined(plan.call.op, plan.element.dtype):
+        raise TypeError(
+            f"{op} is not defined for {text_of(pmr_dtype_name(plan.element.dtype))}: " + op_remedy(plan.call.op)
+        )
     return 0
+
+
+cdef str op_remedy(pmr_op op):
+    """What to do where an operation has no meaning for a dtype."""
+    if op == PMR_AVG:
+        return "averages are of floats and complex numbers, so convert first (x.astype('f8'))"
+    if op == PMR_MIN or op == PMR_MAX:
+        return "complex numbers have no order, so reduce x.real and x.imag, or abs(x)"
+    return "it works on the bits of bool and integers, so use land, lor or lxor, or convert first"
 
 
 # ---- what every operation needs --------------------------------------------------------------------------------
@@ -142,14 +155,16 @@ cdef int plan_output(Plan plan, object out, cnp.ndarray model, int axes, cnp.npy
 cdef int output_check(Plan plan, cnp.ndarray array, object out, Element *element, cnp.ndarray model, int axes,
                       cnp.npy_intp *dims) except -1:
     """Refuse an `out` that cannot take the result: immutable, another dtype, another shape, read-only."""
-    if element.form == FORM_SCALAR or isinstance(out, (list, tuple, bytes)):
+    if element.form == FORM_SCALAR or isinstance(out, bytes) or (
+        element.form == FORM_ARRAY and is_temporary(array, out)
+    ):
         raise TypeError(f"out is a {type(out).__name__}, which cannot be written: pass an array")
     if plan.element.fixed and array.dtype.itemsize == 2 and array.dtype.kind in "iuV" and not element.fixed:
         element.fixed = True
         element.dtype = plan.element.dtype
     element_read(array, element)
     if element.dtype != plan.element.dtype or element.unit != plan.element.unit or (
-        element.unit != 1 and array.dtype.newbyteorder("=") != model.dtype.newbyteorder("=")
+        (element.moved or plan.element.moved) and array.dtype.newbyteorder("=") != model.dtype.newbyteorder("=")
     ):
         raise TypeError(f"out has dtype {array.dtype}, the result has {model.dtype}: pass an out of that dtype")
     if not same_shape(array, axes, dims):

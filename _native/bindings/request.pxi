@@ -2,7 +2,8 @@
 #
 # A Request: an operation that goes on while Python computes.
 #
-# It holds the Plan, and with it every buffer that the core may touch. Invariant: the buffers of a request that
+# It holds the Plan, and with it every buffer that the core may touch. One made by isendrecv is the receive and holds
+# the send as its partner: it is over when both are. Invariant: the buffers of a request that
 # still runs are alive. One that is dropped without a wait moves to `abandoned`, from where later calls take it
 # when it has completed.
 
@@ -20,7 +21,9 @@ cdef class Request:
     cdef pmr_request *handle
     cdef int generation
     cdef Plan plan
-    cdef bint finished
+    cdef Request partner    # or None
+    cdef bint settled       # its own operation is over
+    cdef bint finished      # so is the partner's
     cdef bint built
     cdef object value       # the result, or the exception
     cdef int event_fd
@@ -54,26 +57,52 @@ cdef class Request:
         if self.finished:
             return True
         self.alive()
-        clear(&error)
-        status = pmr_request_test(self.handle, &error)
-        if status == PMR_PENDING:
-            return False
-        self.settle(status, &error)
+        if not self.settled:
+            clear(&error)
+            status = pmr_request_test(self.handle, &error)
+            if status == PMR_PENDING:
+                return False
+            self.settle(status, &error)
+        return self.finished or self.poll_partner()
+
+    cdef bint poll_partner(self) except -1:
+        """After its own operation is over; the descriptor then tells of the partner's only."""
+        if self.event_fd >= 0:
+            try:
+                os.eventfd_read(self.event_fd)
+            except BlockingIOError:  # nothing was written since the last look
+                pass
+        if not self.partner.poll():
+            return False  # the engine writes when it is over: after this look, so nothing is missed
+        self.finished = True
+        if self.event_fd >= 0:
+            os.eventfd_write(self.event_fd, 1)  # whoever waits for it still
         return True
 
     cdef int settle(self, pmr_status status, pmr_error *error) except -1:
-        if self.finished:
+        if self.settled:
             return 0
         if status != PMR_OK:
             try:
                 check(status, error)
             except Exception as failure:
                 self.value = failure
-        self.finished = True
+        self.settled = True
+        if self.partner is None:
+            self.finished = True
+        elif self.event_fd >= 0:
+            self.partner.notify(self.event_fd)
         return 0
+
+    cdef int notify(self, int descriptor) except -1:
+        cdef pmr_error error
+        clear(&error)
+        return check(pmr_request_notify(self.handle, descriptor, &error), &error)
 
     cdef object outcome(self):
         if not self.built:
+            if self.value is None and self.partner is not None:
+                self.value = self.failure_joined()
             if self.value is None:
                 self.value = self.plan.result()
             self.built = True
@@ -82,6 +111,14 @@ cdef class Request:
         if isinstance(self.value, Exception):
             raise self.value
         return self.value
+
+    cdef object failure_joined(self):
+        """What went wrong in an isendrecv whose receive went well; or None."""
+        if isinstance(self.partner.value, Exception):
+            return self.partner.value
+        if self.plan.out is None:
+            return length_failure(self.info().bytes, <size_t>cnp.PyArray_NBYTES(self.plan.target))
+        return None
 
     def wait(self, timeout=None):
         """Wait until the operation is over.
@@ -101,18 +138,28 @@ cdef class Request:
         RequestTimeout
             It still runs; wait again.
         """
-        cdef int64_t limit_ns
+        if not self.finished:
+            self.wait_parts(nanoseconds_of(timeout))
+        return self.outcome()
+
+    cdef int wait_parts(self, int64_t limit_ns) except -1:
         cdef pmr_error error
         cdef pmr_status status
-        if not self.finished:
-            limit_ns = nanoseconds_of(timeout)
-            self.alive()
+        cdef double end = 0 if self.partner is None else monotonic() + limit_ns / 1e9
+        self.alive()
+        if not self.settled:
             clear(&error)
             status = pmr_request_test(self.handle, &error)
             if status == PMR_PENDING:
                 status = self.wait_blocking(limit_ns, &error)
             self.settle(status, &error)
-        return self.outcome()
+        if not self.finished:
+            if not self.partner.finished:
+                if limit_ns != PMR_FOREVER:
+                    limit_ns = <int64_t>(max(0.0, end - monotonic()) * 1e9)
+                self.partner.wait_parts(limit_ns)
+            self.finished = True
+        return 0
 
     cdef pmr_status wait_blocking(self, int64_t limit_ns, pmr_error *error) except *:
         global inside
@@ -133,6 +180,10 @@ cdef class Request:
     def done(self):
         """bool : the same as ``test()``."""
         return self.poll()
+
+    cdef pmr_request *running(self) noexcept:
+        """The handle of what is not over yet."""
+        return self.partner.handle if self.settled and self.partner is not None else self.handle
 
     cdef pmr_message_info info(self) except *:
         cdef pmr_message_info info
@@ -158,13 +209,17 @@ cdef class Request:
         return self.info().bytes
 
     def fileno(self):
-        """A descriptor (eventfd) that becomes readable when the operation is over; it belongs to the Request."""
-        cdef pmr_error error
+        """A descriptor (eventfd) that becomes readable when the operation is over; it belongs to the Request.
+
+        That of an `isendrecv` becomes readable once before, too: ask `test`, and wait again where it says False.
+        """
         if self.event_fd < 0:
             self.alive()
-            clear(&error)
             self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            check(pmr_request_notify(self.handle, self.event_fd, &error), &error)
+            if self.settled and not self.finished:
+                self.partner.notify(self.event_fd)
+            else:
+                self.notify(self.event_fd)
         return self.event_fd
 
     def __await__(self):
@@ -263,6 +318,7 @@ def wait_any(requests, timeout=None):
     cdef pmr_request **handles
     cdef pmr_error error
     cdef pmr_status status
+    cdef double end = monotonic() + limit_ns / 1e9
     for index in range(count):
         if held[index] is not None and (<Request?>held[index]).poll():
             return index
@@ -271,15 +327,20 @@ def wait_any(requests, timeout=None):
     handles = <pmr_request **>PyMem_Malloc(count * sizeof(pmr_request *))
     if handles == NULL:
         raise MemoryError(f"no memory to wait for {count} requests")
-    for index in range(count):
-        handles[index] = NULL if held[index] is None else (<Request>held[index]).handle
-    clear(&error)
-    inside += 1
-    with nogil:
-        status = pmr_request_wait_any(handles, count, limit_ns, &found, &error)
-    inside -= 1
-    PyMem_Free(handles)
-    if status == PMR_ERR_TIMEOUT or status == PMR_ERR_INTERRUPTED:
-        check(status, &error)
-    (<Request>held[found]).poll()
-    return found
+    try:
+        while True:
+            for index in range(count):
+                handles[index] = NULL if held[index] is None else (<Request>held[index]).running()
+            if limit_ns != PMR_FOREVER:
+                limit_ns = <int64_t>(max(0.0, end - monotonic()) * 1e9)
+            clear(&error)
+            inside += 1
+            with nogil:
+                status = pmr_request_wait_any(handles, count, limit_ns, &found, &error)
+            inside -= 1
+            if status == PMR_ERR_TIMEOUT or status == PMR_ERR_INTERRUPTED:
+                check(status, &error)
+            if (<Request>held[found]).poll():  # False: half of an isendrecv is over
+                return found
+    finally:
+        PyMem_Free(handles)

@@ -80,6 +80,9 @@ cdef Plan plan_gatherv(Handle comm, pmr_kind kind, object x, object counts, obje
     plan_input(plan, x, dtype)
     rows_needed(plan.source, None, "")
     if kind == PMR_GATHERV and comm._rank != plan.call.root:
+        if counts is not None and len(counts):  # none: only the root knows them
+            rows = rows_of(comm, counts, "counts")
+            rows_needed(plan.source, rows[comm._rank], f"counts[{comm._rank}]")
         plan_counts(plan, comm, False, [cnp.PyArray_DIM(plan.source, 0)], plan.source)
         return plan
     rows = rows_of(comm, counts, "counts")
@@ -121,10 +124,14 @@ cdef object scatterv_blank(Handle comm, object x, object counts, object root, ob
     plan_root(plan, comm, root)
     header = None
     if comm._rank == plan.call.root:
-        plan_input(plan, x, dtype)
-        rows = rows_of(comm, counts, "counts")
-        rows_needed(plan.source, sum(rows), "the sum of counts")
-        header = (shape_tuple(plan.source)[1:], plan.source.dtype, plan.element.form == FORM_TORCH, plan.element.fixed)
+        try:
+            plan_input(plan, x, dtype)
+            rows = rows_of(comm, counts, "counts")
+            rows_needed(plan.source, sum(rows), "the sum of counts")
+            header = (shape_tuple(plan.source)[1:], plan.source.dtype, plan.element.form == FORM_TORCH,
+                      plan.element.fixed)
+        except (TypeError, ValueError, BufferError, MemoryError) as error:
+            header = error
     tail, kind, torch, fixed = header_exchange(comm, header, plan.call.root)
     own = np.empty((), np.int64)
     all_rows = np.array(rows, np.int64) if header is not None else None
@@ -151,6 +158,11 @@ cdef Plan plan_alltoallv(Handle comm, object x, object send_counts, object recv_
     plan.call.kind = PMR_ALLTOALLV
     plan_input(plan, x, dtype)
     rows_needed(plan.source, sum(send_rows), "the sum of send_counts")
+    if send_rows[comm._rank] != recv_rows[comm._rank]:
+        raise errors.UsageError(
+            f"send_counts[{comm._rank}] is {send_rows[comm._rank]} and recv_counts[{comm._rank}] is "
+            f"{recv_rows[comm._rank]}, but both are this rank's block for itself: pass the same number of rows"
+        )
     plan_counts(plan, comm, False, send_rows, plan.source)
     plan_counts(plan, comm, True, recv_rows, plan.source)
     plan_rows_output(plan, out, sum(recv_rows))

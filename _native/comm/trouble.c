@@ -149,7 +149,7 @@ static pmr_status find_departed(const pmr_comm *comm, const pmr_task *task, pmr_
         char ours[330], text[PMR_ERROR_TEXT_BYTES];
         describe_call(comm, comm->rank, task->seq, ours, sizeof ours);
         snprintf(text, sizeof text, "%s %s the call that the others wait in; %s",
-                 state == PMR_RANK_FINISHED ? "it called pm.shutdown()"
+                 state == PMR_RANK_FINISHED ? "it ended (its script, sys.exit or pm.shutdown())"
                  : state == PMR_RANK_LEFT   ? "it ended with exit code 0"
                                             : "it died",
                  entered ? "inside" : "without entering", ours);

@@ -24,10 +24,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "core/available.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
 
+#define ASK_BYTES ((size_t)16 << 20) /* from here on, first ask whether there is so much memory */
 #define GRANULE_BYTES ((size_t)64)
 #define LARGE_BYTES ((size_t)64 << 10)
 #define STEP_BYTES ((size_t)256 << 10)
@@ -273,6 +276,8 @@ static bool step_is_set(const pmr_heap *heap, size_t step) {
 static bool move_steps(pmr_heap *heap, size_t from, size_t to, int mode) {
     size_t start = from * STEP_BYTES, end = to * STEP_BYTES < heap->bytes ? to * STEP_BYTES : heap->bytes;
     int outcome;
+    if (!mode && end - start >= ASK_BYTES && !pmr_memory_available(end - start))
+        return false;
     do
         outcome = fallocate(heap->fd, mode | FALLOC_FL_KEEP_SIZE, heap->fd_offset + (off_t)start, (off_t)(end - start));
     while (outcome != 0 && errno == EINTR);

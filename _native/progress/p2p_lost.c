@@ -28,7 +28,7 @@ pmr_status pmr_p2p_fail_gone(const pmr_p2p *p2p, uint32_t peer, const char *what
     int32_t rank = p2p->first_rank + (int32_t)peer;
     uint32_t state = pmr_window_rank_state(p2p->window, peer);
     pmr_fail(error, PMR_ERR_RANK_FAILED, "rank %d %s %s (tag %d)", rank,
-             state == PMR_RANK_FAILED ? "died" : state == PMR_RANK_LEFT ? "left" : "called pm.shutdown()", what, tag);
+             state == PMR_RANK_FAILED ? "died" : state == PMR_RANK_LEFT ? "left" : "ended", what, tag);
     if (error)
         error->rank = rank;
     return PMR_ERR_RANK_FAILED;

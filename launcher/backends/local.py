@@ -15,7 +15,7 @@ from typing import Final
 
 from pmrun import env
 from pmrun.errors import ExitCode, UsageError
-from pmrun.launcher import process_tree, rank_process
+from pmrun.launcher import limits, process_tree, rank_process
 from pmrun.launcher.agent_loop import run_agent
 from pmrun.launcher.cgroup import ControlGroups, usable_cpus
 from pmrun.launcher.controller import SIGNALS, Controller, make_starts
@@ -66,12 +66,18 @@ class Backend:
     """This machine."""
 
     def dry_run(self, job: Job) -> dict[str, object]:
-        """What would be started, by rank."""
+        """What would be started, by rank; UsageError where the agent would refuse it."""
+        groups = ControlGroups()
+        refusal = limits.refuse(job.world_size, groups)
+        if refusal is not None:
+            raise UsageError(refusal)
         node = place_local(job, _node_name())
         start = make_starts(job, [node], "", 0, 0)[0]
         inherited = dict(os.environb)
-        base = base_environment(inherited, start, usable_cpus(ControlGroups()))
+        base = base_environment(inherited, start, usable_cpus(groups))
         later = {env.JOB_ID: "(a new name)", env.TORCH_MASTER_PORT: "(a free port)", env.WINDOW_FD: "(a descriptor)"}
+        for name, _ in job.env:
+            later.pop(name, None)  # a meeting point for torch that the job names is known now
         ranks: list[dict[str, object]] = []
         for rank in node.ranks:
             own = {**base, **rank_environment(start, rank, -1)}

@@ -206,6 +206,15 @@ class Communicator(Vectors):
         *,
         status: Status | None = None,
     ) -> Any: ...
+    def isendrecv(
+        self,
+        x: _Data,
+        dest: SupportsIndex,
+        out: _Data = None,
+        source: SupportsIndex = -1,
+        tag: SupportsIndex = 0,
+        recv_tag: SupportsIndex = -1,
+    ) -> Request: ...
     def probe(
         self, source: SupportsIndex = -1, tag: SupportsIndex = -1, timeout: SupportsFloat | None = None
     ) -> Status | None: ...

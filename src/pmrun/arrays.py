@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pmrun import _native
 from pmrun.context import world
+from pmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from pmrun.communicator import Communicator
@@ -39,7 +40,7 @@ def shared(shape: Shape, dtype: npt.DTypeLike = np.float64, comm: Communicator |
     Parameters
     ----------
     shape, dtype
-        As for `numpy.zeros`; the same on every rank.
+        As for `numpy.zeros`; the same on every rank. If they differ, every rank raises `UsageError`.
     comm : Communicator, optional
         The world by default. Its ranks must be on one node.
 
@@ -51,20 +52,26 @@ def shared(shape: Shape, dtype: npt.DTypeLike = np.float64, comm: Communicator |
     comm = world() if comm is None else comm
     extents = _native.shape_of(shape)
     element = _native.dtype_of(dtype)
-    place = np.zeros(2, np.uint64)  # (made, where)
     array: npt.NDArray[Any] | None = None
     failure: MemoryError | None = None
+    offset = -1
     if comm.rank == 0:
         try:
             array, offset = _native.shared_make(extents, element)
-            place[:] = 1, offset
         except MemoryError as error:
             failure = error
-    comm.broadcast(place, 0)
-    if not place[0]:
+    wanted = comm.allgather_object((extents, element, offset))
+    first_extents, first_element, offset = wanted[0]
+    for rank, (other_extents, other_element, _) in enumerate(wanted):
+        if (other_extents, other_element) != (first_extents, first_element):
+            raise UsageError(
+                f"pm.shared: rank 0 asked for shape {first_extents} of {first_element}, rank {rank} for shape "
+                f"{other_extents} of {other_element}: pass the same on every rank"
+            )
+    if offset < 0:
         raise failure or MemoryError("rank 0's window heap has no room for the shared array: free some arrays")
     if array is None:
-        array = _native.shared_open(extents, element, int(place[1]))
+        array = _native.shared_open(extents, element, offset)
     comm.barrier()  # rank 0 must not drop the array before all have opened it
     return array
 

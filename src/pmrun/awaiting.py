@@ -16,7 +16,7 @@ from pmrun._native import Request
 
 async def completion(request: Request) -> Any:
     """The request's result, once the operation is over."""
-    if not request.test():
+    while not request.test():  # the descriptor of an isendrecv tells of each half
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
         descriptor = os.dup(request.fileno())

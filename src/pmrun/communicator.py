@@ -80,25 +80,25 @@ class Communicator(_native.Communicator):
             self.scatter(None, root, own)
             frame = self.scatterv(None, None, root, np.empty(int(own), np.uint8))
             return objects.unpack(frame, root)
-        if values is None or len(values) != self.size:
-            given = "None" if values is None else f"{len(values)} objects"
-            raise UsageError(f"scatter_object got {given} on the root: pass {self.size}, one per rank")
-        frames = [objects.pack(value, "scatter_object") for value in values]
+        frames, wrong = self._pack_all(values, "scatter_object")
         lengths = np.array([frame.nbytes for frame in frames], np.int64)
         self.scatter(lengths, root, own)
         self.scatterv(np.concatenate(frames), lengths, root, np.empty(int(own), np.uint8))
+        if wrong is not None:
+            raise wrong
         for frame in frames:
             objects.raise_failure(frame)
+        assert values is not None
         return values[root]
 
     def alltoall_object(self, values: Sequence[Any]) -> list[Any]:
         """Send object i to rank i; return those that the ranks have sent here, in rank order."""
-        if len(values) != self.size:
-            raise UsageError(f"alltoall_object got {len(values)} objects: pass {self.size}, one per rank")
-        frames = [objects.pack(value, "alltoall_object") for value in values]
+        frames, wrong = self._pack_all(values, "alltoall_object")
         lengths = np.array([frame.nbytes for frame in frames], np.int64)
         received = self.alltoall(lengths)
         arrived = self.alltoallv(np.concatenate(frames), lengths, received)
+        if wrong is not None:
+            raise wrong
         for frame in frames:
             objects.raise_failure(frame)
         return self._unpack_all(arrived, received)
@@ -143,6 +143,15 @@ class Communicator(_native.Communicator):
         told = _native.Status() if status is None else status
         frame = self.recv(None, source, tag, status=told)
         return objects.unpack(frame, told.source)
+
+    def _pack_all(self, values: Sequence[Any] | None, what: str) -> tuple[list[objects.Frame], UsageError | None]:
+        """A frame for each rank; where there is no object for each, frames that say so, and the error to raise."""
+        given = -1 if values is None else len(values)
+        if values is None or given != self.size:
+            shown = "None" if given < 0 else f"{given} objects"
+            wrong = UsageError(f"{what} got {shown} on rank {self.rank}: pass {self.size}, one per rank")
+            return [objects.failure(str(wrong))] * self.size, wrong
+        return [objects.pack(value, what) for value in values], None
 
     def _unpack_all(self, frames: objects.Frame, lengths: Any) -> list[Any]:
         return [objects.unpack(frame, rank) for rank, frame in enumerate(objects.cut(frames, lengths))]

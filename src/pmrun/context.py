@@ -66,6 +66,7 @@ def init(timeout: float | None = None) -> Communicator:
     if descriptor >= 0 and _gang_left:
         raise NotInitializedError("pm.shutdown() gave up this rank's place in its gang: call pm.init() once only")
     native = _load_native()
+    _force(native)
     world_type = importlib.import_module("pmrun.communicator").Communicator
     opened: Communicator = native.open_context(world_type, descriptor, _number(env.LOCAL_RANK))
     try:
@@ -135,6 +136,24 @@ def _default_timeout() -> float | None:
         return float(text)
     except ValueError:
         raise UsageError(f"{env.COLLECTIVE_TIMEOUT}={text!r} is not a number of seconds") from None
+
+
+def _force(native: ModuleType) -> None:
+    """Apply PMRUN_ALGORITHM and PMRUN_KERNELS; all ranks inherit the same ones."""
+    try:
+        for choice in filter(None, os.environ.get(env.ALGORITHM, "").split(",")):
+            kind, equals, name = (part.strip() for part in choice.partition("="))
+            if not (kind and equals and name):
+                raise UsageError(f"'{choice}' is no choice: write allreduce=sliced, several with commas")
+            native.force_algorithm(kind, name)
+    except UsageError as error:
+        raise UsageError(f"{env.ALGORITHM}: {error}") from None
+    kernels = os.environ.get(env.KERNELS)
+    if kernels:
+        try:
+            native.force_kernels(kernels)
+        except UsageError as error:
+            raise UsageError(f"{env.KERNELS}: {error}") from None
 
 
 def _window_descriptor() -> int:

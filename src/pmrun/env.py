@@ -37,5 +37,11 @@ TORCH_LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 PYTHON_UNBUFFERED = "PYTHONUNBUFFERED"
 
+# ---- read by setup.py; named here because they may still be set when the command runs ----------------------------
+BUILD_SANITIZE = "PMRUN_SANITIZE"
+BUILD_DEBUG = "PMRUN_DEBUG"
+BUILD_WERROR = "PMRUN_WERROR"
+BUILD_PREBUILT = "PMRUN_PREBUILT"
+
 # ---- options of the command: PMRUN_<OPTION>, e.g. PMRUN_GRACE=10 for --grace -------------------------------
 OPTION_PREFIX = "PMRUN_"

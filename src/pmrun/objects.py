@@ -44,9 +44,13 @@ def pack(value: object, what: str) -> Frame:
     try:
         body = pickle.dumps(value, protocol=5, buffer_callback=keep)
     except Exception as error:  # noqa: BLE001 - an object's own __reduce__ may raise anything
-        text = f"{what}: this {type(value).__name__} cannot be pickled ({type(error).__name__}: {error})"
-        return _frame(_FAILED, " ".join(text.split()).encode("utf-8", "replace"), [])
+        return failure(f"{what}: this {type(value).__name__} cannot be pickled ({type(error).__name__}: {error})")
     return _frame(_GOOD, body, buffers)
+
+
+def failure(text: str) -> Frame:
+    """The frame of a rank that has no object to send: who unpacks it raises `TypeError` with this text."""
+    return _frame(_FAILED, " ".join(text.split()).encode("utf-8", "replace"), [])
 
 
 def _frame(kind: int, body: bytes, buffers: list[memoryview]) -> Frame:

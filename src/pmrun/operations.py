@@ -62,6 +62,7 @@ sendrecv = _on_world(Communicator.sendrecv)
 probe = _on_world(Communicator.probe)
 isend = _on_world(Communicator.isend)
 irecv = _on_world(Communicator.irecv)
+isendrecv = _on_world(Communicator.isendrecv)
 broadcast_object = _on_world(Communicator.broadcast_object)
 gather_object = _on_world(Communicator.gather_object)
 allgather_object = _on_world(Communicator.allgather_object)
@@ -111,6 +112,7 @@ __all__ = [
     "iscatterv",
     "isend",
     "isend_object",
+    "isendrecv",
     "probe",
     "recv",
     "recv_object",

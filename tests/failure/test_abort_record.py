@@ -6,6 +6,8 @@ import sys
 PYTHON = sys.executable
 HEAD = """
 import os, signal, struct, sys
+class RankFailed(Exception):
+    pass
 rank = int(os.environ['PMRUN_RANK'])
 fd = int(os.environ['PMRUN_WINDOW_FD'])
 def abort(state, culprit, text):
@@ -54,12 +56,14 @@ until(1088 + 8, {FAILED})
 state, culprit, _, node, text = struct.unpack('<Iii64s768s', os.pread(fd, 844, 68))
 print('told', culprit, node.split(b'\\0')[0].decode() == os.environ['PMRUN_NODE_NAME'],
       text.split(b'\\0')[0].decode(), flush=True)
-sys.exit(1)
+if rank == 3:
+    os._exit(1)
+raise RankFailed('rank 2 failed')
 """, 4)  # fmt: skip
     assert rc == 7
     assert out.count("told 2 True exit code 7") == 3
     assert "rank 2 failed first: exit code 7" in err
-    assert "ranks 0-1, 3 failed because of it" in err
+    assert "ranks 0-1 failed because of it; rank 3 failed too" in err
 
 
 def test_culprit_that_unwinds_while_peers_fail(launch):
@@ -71,7 +75,7 @@ if rank == 1:
     os._exit(9)
 until(68, 1)
 if rank == 0:
-    os._exit(1)
+    raise RankFailed('rank 1 failed')
 signal.pause()
 """, 3)  # fmt: skip
     assert rc == 9

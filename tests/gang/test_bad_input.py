@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 BODY = """
 import numpy as np, pmrun as pm
 from gang_report import report
@@ -12,6 +14,10 @@ frozen = np.zeros(4)
 frozen.flags.writeable = False
 blank = np.zeros(4)
 said = {}
+
+class Copied:
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros(4)
 
 def attempt(name, call):
     try:
@@ -78,9 +84,25 @@ attempt("make a communicator", lambda: pm.Communicator())
 attempt("make a request", lambda: pm.Request())
 attempt("pickle a communicator", lambda: __import__("pickle").dumps(w))
 attempt("objects of scatter", lambda: w.alltoall_object([1]))
-if w.rank == 0:
-    attempt("scatter of none", lambda: w.scatter_object(None))
-elif w.size > 1:
+attempt("scatter of none", lambda: w.scatter_object(None))
+attempt("scatter of an uneven array", lambda: w.scatter(np.zeros(w.size + 1) if w.rank == 0 else None))
+attempt("scatter of nothing", lambda: w.scatter(None))
+attempt("scatterv of another length", lambda: w.scatterv(x, [3] * w.size) if w.rank == 0 else w.scatterv())
+attempt("scatter of text", lambda: w.scatter("x" * 9000))
+attempt("scatter of a long dtype", lambda: w.scatter(np.zeros(w.size, [(f"field{i}", "i4") for i in range(200)])))
+attempt("alltoallv own block", lambda: w.alltoallv(np.zeros(8), [4, 4], [4, 2] if w.rank else [2, 4]))
+attempt("ialltoallv own block", lambda: w.ialltoallv(np.zeros(8), [4, 4], [4, 2] if w.rank else [2, 4]))
+attempt("gatherv own count", lambda: w.gatherv(x, [3] * w.size))
+attempt("scatterv own block", lambda: w.scatterv(np.zeros(8), [4, 4], w.rank, out=np.zeros(3)))
+attempt("op undefined integers", lambda: w.allreduce(np.arange(3), "avg"))
+attempt("text of one byte reduced", lambda: w.allreduce(np.array([b"a", b"b"])))
+attempt("times reduced", lambda: w.allreduce(np.zeros(2, "M8[s]")))
+attempt("times to integers", lambda: w.allgather(np.zeros(2, "M8[s]"), out=np.zeros((w.size, 2), "i8")))
+attempt("out an array's protocol", lambda: w.allreduce(x, out=Copied()))
+if w.rank == 1:
+    attempt("broadcast into a list", lambda: w.broadcast([0.0, 0.0], 0))
+    attempt("broadcast into a tuple", lambda: w.broadcast((0.0, 0.0), 0))
+    attempt("broadcast into a copy", lambda: w.broadcast(Copied(), 0))
     attempt("iscatter", lambda: w.iscatter(None))
     attempt("broadcast read-only", lambda: w.broadcast(frozen))
     attempt("broadcast bytes", lambda: w.broadcast(b"abcd"))
@@ -96,6 +118,13 @@ WORDS = {  # what each line must name
     "dtype bfloat16 of floats": "uint16", "dest": "2", "timeout text": "soon", "make a communicator": "pm.init()",
     "iscatter": "out=", "broadcast read-only": "read-only", "scatter read-only": "read-only", "free the world": "world",
     "int too large": "numeric", "out a list": "list", "pickle a communicator": "pickled",
+    "scatter of none": "scatter_object got None", "scatter of an uneven array": "(3,)", "scatter of nothing": "NoneType",
+    "scatterv of another length": "6 rows", "scatter of text": "str", "scatter of a long dtype": "out=",
+    "alltoallv own block": "recv_counts[", "ialltoallv own block": "recv_counts[", "gatherv own count": "counts[",
+    "scatterv own block": "(3,)", "op undefined complex": "x.real", "op undefined integers": "astype",
+    "text of one byte reduced": "S1", "times reduced": "datetime64", "times to integers": "int64",
+    "out an array's protocol": "Copied", "broadcast into a list": "list", "broadcast into a tuple": "tuple",
+    "broadcast into a copy": "Copied",
 }  # fmt: skip
 
 
@@ -112,16 +141,39 @@ def test_each_gets_one_clear_line(gang) -> None:
             if name in said:
                 assert word in said[name][2], (name, said[name])
         assert (total, x, frozen, blank) == (2.0, [0.0, 1.0, 2.0, 3.0], [0.0] * 4, [0.0] * 4)
-    assert len(run.results[1][0]) > 60
+        assert len(said) > 70
 
 
 def test_wrong_kinds(gang) -> None:
     """TypeError where the kind is wrong, ValueError (UsageError) where the value is."""
     said = gang(2, BODY).results[1][0]
     kinds = {name: kind for name, (kind, _, _) in said.items()}
-    for name in ("op undefined", "out dtype", "out a list", "root no integer", "objects", "none", "dtype argument"):
+    for name in (
+        "op undefined",
+        "out dtype",
+        "out a list",
+        "root no integer",
+        "objects",
+        "none",
+        "dtype argument",
+        "broadcast into a list",
+        "broadcast into a copy",
+        "text of one byte reduced",
+        "times to integers",
+    ):
         assert kinds[name] == "TypeError", (name, said[name])
-    for name in ("op unknown", "out read-only", "out shape", "root too large", "root huge", "alltoall uneven", "dest"):
+    for name in (
+        "op unknown",
+        "out read-only",
+        "out shape",
+        "root too large",
+        "root huge",
+        "alltoall uneven",
+        "dest",
+        "alltoallv own block",
+        "scatter of nothing",
+        "gatherv own count",
+    ):
         assert kinds[name] == "UsageError", (name, said[name])
 
 
@@ -147,3 +199,53 @@ def test_calls_that_differ_are_told_apart(gang) -> None:
         assert "body.py:8 in <module>" in text
         assert "body.py:10 in <module>" in text
         assert out == [5.0] * 10
+
+
+def test_a_mismatch_is_told_again_by_later_calls(gang) -> None:
+    run = gang(
+        2,
+        """
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        said = []
+        calls = [lambda: w.allreduce(np.ones(3 + w.rank)), w.barrier, lambda: w.iallreduce(1).wait(60), w.dup]
+        for call in calls:
+            try:
+                call()
+                said.append(None)
+            except pm.CollectiveError as error:
+                said.append((type(error).__name__, "body.py:6" in str(error)))
+        report(said)
+        """,
+        check=False,
+    )
+    assert run.results == [[("CollectiveMismatch", True)] * 4] * 2
+
+
+MISMATCHES = {
+    "blocks of scatter": "w.scatter(np.zeros((2, 5)) if w.rank == 0 else None, 0, np.zeros(5 - w.rank))",
+    "text and times": "w.allgather(np.zeros(2, 'S8' if w.rank else 'M8[s]'))",
+    "text and wide text": "w.broadcast(np.zeros(2, 'S8' if w.rank else 'U2'))",
+    "times and records": "w.gather(np.zeros(2, 'V8' if w.rank else 'm8[s]'))",
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_ranks_whose_data_differ_are_told(gang, name: str) -> None:
+    run = gang(
+        2,
+        f"""
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        try:
+            {MISMATCHES[name]}
+            w.barrier()  # a root that need not wait for the others is told here
+        except pm.CollectiveMismatch as error:
+            report(str(error))
+        """,
+        check=False,
+    )
+    for text in run.results:
+        assert "body.py:6" in text

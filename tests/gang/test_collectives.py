@@ -7,8 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from pmrun import _native
+
 BODY = Path(__file__).parent / "collectives_body.py"
 WORLDS = [1, 2, 3, 4, 5, 8]
+KINDS = [
+    *("barrier", "broadcast", "reduce", "gather", "allgather", "scatter", "reduce_scatter", "alltoall", "scan"),
+    *("exscan", "gatherv", "allgatherv", "scatterv", "reduce_scatterv", "alltoallv"),
+]
+UNKNOWN = """
+import pmrun as pm
+from gang_report import report
+try:
+    pm.init(timeout=60).barrier()
+    report("joined")
+except pm.UsageError as error:
+    report(str(error))
+"""
 
 
 @pytest.mark.slow
@@ -25,6 +40,53 @@ def test_results_are_numpys(gang, rng, size: int, group: str) -> None:
 def test_bits_do_not_depend_on_the_kernels(gang, rng, kernels: str) -> None:
     seed = rng.randrange(2**31)
     run = gang(4, BODY, str(seed), "reductions", env={"PMRUN_KERNELS": kernels}, check=False)
-    if "PMRUN_KERNELS" in run.stderr:
+    if "cannot run the kernel set" in run.stderr:
         pytest.skip(f"this CPU has no {kernels}")
     assert run.results == [[]] * 4, f"seed {seed}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", _native.algorithm_names("allreduce"))
+def test_bits_do_not_depend_on_the_algorithm(gang, rng, algorithm: str) -> None:
+    seed = rng.randrange(2**31)
+    for size in (3, 4):
+        run = gang(size, BODY, str(seed), "reductions", env={"PMRUN_ALGORITHM": f"allreduce={algorithm}"})
+        assert run.results == [[]] * size, f"seed {seed}"
+
+
+def _rounds() -> list[str]:
+    """Values of the variable, so many that each algorithm of every other collective is in one of them."""
+    names = {kind: _native.algorithm_names(kind) for kind in KINDS}
+    number = max(map(len, names.values()))
+    return [",".join(f"{kind}={of[i % len(of)]}" for kind, of in names.items()) for i in range(number)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", _rounds())
+def test_blocks_do_not_depend_on_the_algorithm(gang, rng, choices: str) -> None:
+    seed = rng.randrange(2**31)
+    for group in ("blocks", "vectors"):
+        run = gang(3, BODY, str(seed), group, env={"PMRUN_ALGORITHM": choices})
+        assert run.results == [[]] * 3, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PMRUN_ALGORITHM", "allreduce=fastest", ["allreduce", "fastest", "sliced"]),
+        ("PMRUN_ALGORITHM", "allreduce=flat,sum=flat", ["'sum'", "reduce_scatter"]),
+        ("PMRUN_ALGORITHM", "sliced", ["'sliced'", "allreduce=sliced"]),
+        ("PMRUN_ALGORITHM", "barrier=alone", ["alone", "flat"]),
+        ("PMRUN_KERNELS", "mmx", ["mmx", "portable", "avx512"]),
+    ],
+)
+def test_unknown_choices_are_refused(gang, name: str, value: str, words: list[str]) -> None:
+    run = gang(2, UNKNOWN, env={name: value})
+    for text in run.results:
+        assert text.startswith(f"{name}: ")
+        assert [word for word in words if word not in text] == []
+
+
+def test_choices_that_are_empty_are_none(gang) -> None:
+    run = gang(2, UNKNOWN, env={"PMRUN_ALGORITHM": "", "PMRUN_KERNELS": ""})
+    assert run.results == ["joined"] * 2

@@ -202,6 +202,33 @@ def test_an_object_that_cannot_be_pickled_hangs_nobody(gang) -> None:
     assert [result["after"] for result in run.results] == ["3"] * 3
 
 
+def test_a_wrong_number_of_objects_hangs_nobody(gang) -> None:
+    run = gang(
+        3,
+        """
+        import pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        said = []
+        for call in (
+            lambda: w.scatter_object([1, 2] if w.rank == 1 else None, 1),
+            lambda: w.scatter_object(None, 1),
+            lambda: w.alltoall_object([1, 2, 3][: 2 if w.rank == 1 else 3]),
+        ):
+            try:
+                said.append(call())
+            except (pm.UsageError, TypeError) as error:
+                said.append(f"{type(error).__name__}: {error}")
+        report((said, w.allreduce(1)))
+        """,
+    )
+    for rank, (said, after) in enumerate(run.results):
+        assert after == 3
+        for text, given in zip(said, ("2 objects", "None", "2 objects"), strict=True):
+            assert given in text
+            assert text.startswith("UsageError" if rank == 1 else "TypeError: rank 1 sent no object"), text
+
+
 def test_a_buffer_is_not_taken_for_an_object(gang) -> None:
     run = gang(
         1,
@@ -217,3 +244,94 @@ def test_a_buffer_is_not_taken_for_an_object(gang) -> None:
         """,
     )
     assert "receive it with recv()" in run.results[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_isendrecv_gives_what_sendrecv_gives(gang, size: int) -> None:
+    run = gang(
+        size,
+        """
+        import asyncio
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        me, right, left = w.rank, (w.rank + 1) % w.size, (w.rank - 1) % w.size
+        checks = {}
+        for count in (0, 3, 100000):
+            request = pm.isendrecv(np.full(count, float(me)), right, source=left, tag=5, recv_tag=5)
+            got = request.wait(60)
+            checks["new", count] = got.shape == (count,) and (got == left).all()
+            checks["status", count] = (request.source, request.tag, request.nbytes) == (left, 5, 8 * count)
+            both = np.full(count, float(me))
+            checks["in place", count] = w.isendrecv(both, right, both, left).wait(60) is both and (both == left).all()
+        number = w.isendrecv(np.float32(me), right, source=left).wait(60)
+        checks["scalar"] = isinstance(number, np.float32) and number == left
+        several = [w.isendrecv(np.full(50000, me + k), right, source=left, tag=k, recv_tag=k) for k in range(5)]
+        waiting = list(several)
+        while any(waiting):
+            waiting[pm.wait_any(waiting, 60)] = None
+        checks["wait_any"] = all(request.done for request in several)
+        checks["wait_all"] = [int(x[-1]) for x in pm.wait_all(several)] == [left + k for k in range(5)]
+
+        async def main():
+            requests = [w.isendrecv(np.full(90000, me + k), right, source=left, tag=k, recv_tag=k) for k in range(5)]
+            return [int(x[0]) for x in await asyncio.gather(*map(asyncio.ensure_future, map(one, requests)))]
+
+        async def one(request):
+            return await request
+
+        checks["await"] = asyncio.run(main()) == [left + k for k in range(5)]
+        report([name for name, good in checks.items() if not good])
+        """,
+    )
+    assert run.results == [[]] * size
+
+
+def test_isendrecv_is_over_when_both_halves_are(gang) -> None:
+    run = gang(
+        2,
+        """
+        import asyncio, select
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        other = w.dup()
+        big = np.full(5_000_000, 1.0)  # too long to be sent before the receiver comes
+        if w.rank == 0:
+            half = w.isendrecv(big, 1, np.zeros(1), 1)
+            descriptor = half.fileno()
+            select.select([descriptor], [], [])
+            steps = [half.done]
+            for wait in (lambda: half.wait(0.01), lambda: pm.wait_any([half], 0.01), lambda: pm.wait_all([half], 0.01)):
+                try:
+                    steps.append(wait())
+                except pm.RequestTimeout:
+                    steps.append("late")
+            other.barrier()
+            select.select([descriptor], [], [])
+
+            async def result():
+                return (await half).tolist()
+
+            steps += [asyncio.run(result()), half.done, pm.wait_any([half])]
+            other.barrier()
+            uneven = w.isendrecv(np.zeros(3), 1, source=1)
+            try:
+                uneven.wait(60)
+            except ValueError as error:
+                steps.append(str(error))
+            report(steps)
+        else:
+            w.send(np.full(1, 7.0), 0)
+            other.barrier()
+            got = w.recv(np.zeros(5_000_000), 0)
+            other.barrier()
+            w.send(np.zeros(2), 0)
+            w.recv(np.zeros(3), 0)
+            report(float(got.sum()))
+        """,
+    )
+    steps, total = run.results
+    assert steps[:7] == [False, "late", "late", "late", [7.0], True, 0]
+    assert "16 bytes where it sent 24" in steps[7]
+    assert total == 5_000_000.0

@@ -190,3 +190,32 @@ def test_what_does_not_fit_is_said(gang) -> None:
         assert "window heap" in said[2][1]
         assert "negative" in said[3][1]
         assert "Python objects" in said[5][1]
+
+
+def test_ranks_that_ask_for_different_shared_arrays_all_raise(gang) -> None:
+    run = gang(
+        3,
+        """
+        import pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        said = []
+        for shape, dtype in (((4 + w.rank,), "f8"), ((4,), ["f8", "f8", "f4"][w.rank]), ([2, (2, 1), 2][w.rank], "f8")):
+            try:
+                pm.shared(shape, dtype)
+                said.append(None)
+            except pm.UsageError as error:
+                said.append(str(error))
+        board = pm.shared(3, "i8")
+        board[w.rank] = 1
+        w.barrier()
+        report((said, int(board.sum())))
+        """,
+    )
+    for said, total in run.results:
+        assert total == 3
+        for text, words in zip(
+            said, ["rank 1 for shape (5,)", "rank 2 for shape (4,) of float32", "(2, 1)"], strict=True
+        ):
+            assert words in text
+            assert "same on every rank" in text

@@ -151,6 +151,19 @@ def test_all_options_reach_the_job(job_of: Callable[..., Job], tmp_path: Path, m
     assert job.json_events == str(tmp_path / "events.json")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "bound"),
+    [
+        ("", BindTo.NONE),
+        ("--map-by core", BindTo.CORE),
+        ("--map-by core --bind-to none", BindTo.NONE),
+        ("--map-by none --bind-to core", BindTo.CORE),
+    ],
+)
+def test_ranks_that_are_mapped_are_bound_unless_said(job_of: Callable[..., Job], arguments: str, bound: BindTo) -> None:
+    assert job_of(*arguments.split(), "train.py").bind_to is bound
+
+
 def test_the_number_of_ranks_is_that_of_the_cpus_unless_said(
     job_of: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +185,17 @@ def test_a_refusal_by_the_backend_is_one_line(kept: KeptJobs, capsys: pytest.Cap
     kept.ending = LaunchError("rank 1 did not start")
     assert cli.main(["train.py"]) == ExitCode.START_FAILED
     assert capsys.readouterr().err == "pmrun: rank 1 did not start\n"
+
+
+def test_a_defect_has_a_code_of_its_own_and_its_traceback(kept: KeptJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    kept.ending = ZeroDivisionError("of pmrun's own")
+    assert cli.main(["train.py"]) == ExitCode.INTERNAL
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("Traceback")
+    assert said[-2:] == [
+        "ZeroDivisionError: of pmrun's own",
+        "pmrun: this is a defect of pmrun; please report it with the lines above",
+    ]
 
 
 def test_dry_run_prints_json_and_creates_nothing(kept: KeptJobs, capsys: pytest.CaptureFixture[str]) -> None:

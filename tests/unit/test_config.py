@@ -137,9 +137,34 @@ def test_no_options_variable_is_one_that_a_rank_sees() -> None:
 
 
 def test_settings_are_those_of_the_table_that_may_be_set() -> None:
-    environ = {option.variable: "1" for option in opt.OPTIONS}
+    environ = {option.variable: "1" for option in opt.OPTIONS if option.settable}
     found = [setting.option.name for setting in config.from_environment(environ)]
     assert found == [option.name for option in opt.OPTIONS if option.settable]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("PMRUN_TIMEOT", "unknown variable PMRUN_TIMEOT in the environment (did you mean PMRUN_TIMEOUT?); unset it"),
+        ("PMRUN_KERNEL", "unknown variable PMRUN_KERNEL in the environment (did you mean PMRUN_KERNELS?)"),
+        ("PMRUN_XYZZY", "unknown variable PMRUN_XYZZY in the environment; unset it"),
+        ("PMRUN_DRY_RUN", "unknown variable PMRUN_DRY_RUN in the environment"),
+    ],
+)
+def test_a_variable_that_pmrun_does_not_know_is_refused(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "3")
+    with pytest.raises(UsageError) as caught:
+        values("x.py")
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv(name, "")
+    assert values("x.py").get(opt.TIMEOUT) is None
+
+
+def test_variables_of_ranks_and_of_the_build_are_no_options() -> None:
+    others = {value: "1" for name, value in vars(env).items() if name.isupper() and name != "OPTION_PREFIX"}
+    assert {"PMRUN_RANK", "PMRUN_ALGORITHM", "PMRUN_WERROR"} < set(others)
+    assert config.from_environment({**others, "RANDOM": "1"}) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 
 import json
 
+import pytest
+
 from pmrun import wire
+from pmrun.errors import UsageError
 from pmrun.launcher import backends
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.job import Job
@@ -47,3 +50,15 @@ def test_dry_run_is_json_and_starts_nothing():
     assert first["env"]["A"] == "1" and first["env"]["PMRUN_RANK"] == "0"
     assert first["env"]["MASTER_PORT"] == "(a free port)"
     assert first["stdin"] and not shown["ranks"][1]["stdin"]
+
+
+def test_dry_run_shows_what_a_rank_would_get():
+    job = Job(command=("true",), world_size=1, env=(("MASTER_PORT", "1234"), ("RANK", "7")))
+    shown = backends.load("local").Backend().dry_run(job)["ranks"][0]["env"]
+    assert (shown["MASTER_PORT"], shown["RANK"]) == ("1234", "0")
+    assert shown["PMRUN_JOB_ID"] == "(a new name)"
+
+
+def test_dry_run_refuses_what_the_start_would():
+    with pytest.raises(UsageError, match="2000 ranks on one node: the most is 1024"):
+        backends.load("local").Backend().dry_run(Job(command=("true",), world_size=2000))

@@ -6,6 +6,7 @@ import traceback
 import pytest
 
 from pmrun import wire
+from pmrun.errors import CollectiveMismatch, CollectiveTimeout, GangStopped, RankFailed
 from pmrun.launcher import report
 from pmrun.launcher.describe import ended, exit_code, rank_list
 from pmrun.launcher.gang import Cause, Kind, Outcome
@@ -44,7 +45,35 @@ def test_failed_rank():
     assert lines[1] == "  Traceback (most recent call last):"
     assert "  ZeroDivisionError: division by zero" in lines
     assert lines[-2] == "  last call: barrier #1"
-    assert lines[-1] == "  rank 0 failed because of it; rank 1 stopped by pmrun"
+    assert lines[-1] == "  rank 0 failed too; rank 1 stopped by pmrun"
+
+
+@pytest.mark.parametrize("kind", [CollectiveMismatch, CollectiveTimeout, GangStopped, RankFailed])
+@pytest.mark.parametrize("chained", [False, True])
+def test_who_failed_because_of_it_says_so(kind, chained):
+    def follow():
+        error = kind(1, "alpha", "exit code 7") if kind is RankFailed else kind("calls differ\n  here and there")
+        if not chained:
+            raise error
+        try:
+            raise error
+        except kind as cause:
+            raise SystemError("cannot go on") from cause
+
+    cause = Cause(Kind.RANK, "exit code 7", 7, rank=1, witness=1)
+    own = raised(lambda: 1 / 0)
+    follower = (own + raised(follow) + "bye\n").encode()
+    text = report.compose(
+        outcome(cause, exited(1, 7), exited(0, 1, err=follower), exited(2, 7), exited(3, 1, err=own.encode()))
+    )
+    assert text.splitlines()[-1] == "  rank 0 failed because of it; ranks 2-3 failed too"
+
+
+def test_a_traceback_from_before_does_not_make_a_follower():
+    cause = Cause(Kind.RANK, "exit code 7", 7, rank=1, witness=1)
+    handled = "Traceback (most recent call last):\n  File\npmrun.errors.RankFailed: rank 1 failed\n"
+    text = report.compose(outcome(cause, exited(1, 7), exited(0, 1, err=(handled + raised(lambda: 1 / 0)).encode())))
+    assert text.splitlines()[-1] == "  rank 0 failed too"
 
 
 def test_out_of_memory_is_told_apart():
