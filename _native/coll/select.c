@@ -204,7 +204,7 @@ static void record(pmr_task *task, uint64_t bytes)
     record->kind = (uint8_t)call->kind;
     record->dtype = (uint8_t)call->dtype;
     record->op = in(REDUCING, call->kind) ? (uint8_t)call->op : 0xff;
-    pmr_recorder_publish(comm->recorder, record);
+    pmr_recorder_publish(record);
     task->record = record;
     task->record_number = record->number;
 }
@@ -259,6 +259,6 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
 
 void pmr_task_end(pmr_task *task)
 {
-    if (task->record->number == task->record_number) /* not yet overwritten by later calls */
+    if (__atomic_load_n(&task->record->number, __ATOMIC_RELAXED) == task->record_number) /* not yet overwritten by later calls */
         pmr_recorder_done(task->record);
 }

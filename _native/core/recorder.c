@@ -43,7 +43,7 @@ const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site)
 
 bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out)
 {
-    uint64_t newest = recorder->count;
+    uint64_t newest = __atomic_load_n(&recorder->count, __ATOMIC_RELAXED);
     atomic_thread_fence(memory_order_acquire);
     uint64_t oldest = newest > PMR_RECORDER_ENTRIES ? newest - PMR_RECORDER_ENTRIES + 1 : 1;
     for (uint64_t number = newest; number >= oldest && number > 0; number--) {

@@ -2,9 +2,10 @@
  *
  * recorder.h: the flight recorder: which call each rank is in, readable by others at any time.
  *
- * A ring of fixed records in the window, written by its rank alone with plain stores. A reader checks that
- * `number` fits the slot and is the same before and after. Invariant: a record is one cache line, so entering
- * a call costs a handful of stores to a line that no one else writes.
+ * A ring of fixed records in the window, written by its rank alone: an atomic addition takes a number, the
+ * rest are plain stores. A reader checks that `number` fits the slot and is the same before and after.
+ * Invariant: a record is one cache line, so entering a call costs a handful of stores to a line that no one
+ * else writes.
  */
 #ifndef PMR_CORE_RECORDER_H
 #define PMR_CORE_RECORDER_H
@@ -24,17 +25,20 @@ const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site);
 /* The newest record of call `seq` on communicator `comm`. False: already overwritten, or never entered. */
 bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out);
 
-/* The caller fills the rest of the record, then `pmr_recorder_publish`es it. */
+/* The caller fills the rest of the record, then `pmr_recorder_publish`es it. Threads of a process, each with
+ * a communicator of its own, may do so at once. */
 static inline pmr_record *pmr_recorder_next(pmr_recorder *recorder)
 {
-    return &recorder->record[(recorder->count + 1) % PMR_RECORDER_ENTRIES];
+    uint64_t number = __atomic_add_fetch(&recorder->count, 1, __ATOMIC_RELAXED);
+    pmr_record *record = &recorder->record[number % PMR_RECORDER_ENTRIES];
+    __atomic_store_n(&record->number, ~number, __ATOMIC_RELAXED); /* nobody's, until it is published */
+    atomic_thread_fence(memory_order_release);
+    return record;
 }
 
-static inline void pmr_recorder_publish(pmr_recorder *recorder, pmr_record *record)
+static inline void pmr_recorder_publish(pmr_record *record)
 {
-    record->number = recorder->count + 1;
-    atomic_thread_fence(memory_order_release);
-    recorder->count = record->number;
+    __atomic_store_n(&record->number, ~record->number, __ATOMIC_RELEASE);
 }
 
 static inline void pmr_recorder_done(pmr_record *record)

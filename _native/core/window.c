@@ -71,13 +71,14 @@ static pmr_status read_header(int fd, uint32_t local_rank, pmr_window_header *he
     return PMR_OK;
 }
 
-/* All ranks grow the file to the same length, so it does not matter who is first; it never shrinks. */
+/* Takes the last page of that length. Not ftruncate: between a look at the size and setting it, another rank may
+ * have grown the file further, for a board of its own, and would lose it. */
 static pmr_status grow(int fd, uint64_t length, pmr_error *error)
 {
     struct stat now;
     if (fstat(fd, &now))
         return pmr_fail_os(error, "cannot read the window's size");
-    if ((uint64_t)now.st_size < length && ftruncate(fd, (off_t)length))
+    if ((uint64_t)now.st_size < length && fallocate(fd, 0, (off_t)(length - PAGE), PAGE))
         return pmr_fail_os(error,
                            "cannot size the node's shared memory to %llu MiB (is a file size limit set? "
                            "'ulimit -f unlimited')",

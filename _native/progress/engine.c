@@ -32,7 +32,8 @@ struct pmr_engine {
     _Atomic uint32_t sleepers; /* raised under driving */
     _Atomic bool stop;
     bool crowded;
-    bool started;
+    _Atomic bool started;       /* set under starting */
+    pthread_mutex_t starting;
     pthread_t thread;
     pthread_mutex_t pool_lock;
     pmr_request *pool;
@@ -112,6 +113,7 @@ pmr_status pmr_engine_open(pmr_engine **out, bool oversubscribed, pmr_error *err
     if (!engine)
         return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory");
     pthread_mutex_init(&engine->driving, NULL);
+    pthread_mutex_init(&engine->starting, NULL);
     pthread_mutex_init(&engine->pool_lock, NULL);
     engine->crowded = oversubscribed;
     *out = engine;
@@ -165,18 +167,30 @@ void pmr_engine_remove(pmr_engine *engine, pmr_source *source)
     }
 }
 
-pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
+/* Once, whichever of the program's threads comes first. */
+static pmr_status start_thread(pmr_engine *engine, pmr_error *error)
 {
+    pthread_mutex_lock(&engine->starting);
     if (!engine->started) {
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before); /* signals belong to the program's threads */
-        int failed = pthread_create(&engine->thread, NULL, run, engine);
+        engine->started = pthread_create(&engine->thread, NULL, run, engine) == 0;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (failed)
-            return pmr_fail(error, PMR_ERR_OS,
-                            "cannot start the progress thread (a limit on processes? 'ulimit -u')");
-        engine->started = true;
+    }
+    bool started = engine->started;
+    pthread_mutex_unlock(&engine->starting);
+    return started ? PMR_OK
+                   : pmr_fail(error, PMR_ERR_OS,
+                              "cannot start the progress thread (a limit on processes? 'ulimit -u')");
+}
+
+pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
+{
+    if (!engine->started) {
+        pmr_status status = start_thread(engine, error);
+        if (status)
+            return status;
     }
     raise_flag(&engine->kick);
     return PMR_OK;

@@ -367,7 +367,11 @@ int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %llu\n", (unsigned long long)seed);
+#ifdef __SANITIZE_THREAD__
+    static const uint32_t ranks[] = {2, 5}; /* twenty times slower, and no other code than with more */
+#else
     static const uint32_t ranks[] = {2, 3, 4, 5, 7, 8};
+#endif
     int failed = 0;
     for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++)
         for (uint32_t crowded = 0; crowded < 2; crowded++) { /* the same trials: the bits must not depend on it */

@@ -308,7 +308,8 @@ static int ends_with_context(pmr_context *context, void *arg)
     pmr_error error;
     if (pmr_comm_rank(world) != 0) { /* stays until rank 0 closed, which it is told of */
         pmr_call call = {.kind = PMR_BARRIER};
-        pmr_call broadcast = {.kind = PMR_BROADCAST, .dtype = PMR_INT8, .root = 1, .count = 0};
+        int8_t byte = 0;
+        pmr_call broadcast = {.kind = PMR_BROADCAST, .dtype = PMR_INT8, .root = 1, .count = 0, .send = &byte};
         if (pmr_coll_run(world, &broadcast, LONG, &error)) /* as root: waits for nobody */
             FAIL("broadcast: %s\n", error.text);
         pmr_status status = pmr_coll_run(world, &call, LONG, &error);

@@ -185,14 +185,15 @@ static bool all_guard(const uint8_t *memory, size_t bytes)
     return true;
 }
 
-static bool refuses(pmr_comm *comm)
+/* Further calls fail at once: with the gang's end, where it is on record. */
+static bool refuses(pmr_comm *comm, pmr_status told)
 {
     pmr_error error;
     pmr_call barrier = {.kind = PMR_BARRIER};
     pmr_request *request;
-    /* with what ended the gang, or, where that is not known, as left half way */
-    return pmr_coll_run(comm, &barrier, LOST_AFTER, &error) <= PMR_ERR_RANK_FAILED &&
-           pmr_coll_start(comm, &barrier, &request, &error) <= PMR_ERR_RANK_FAILED;
+    pmr_status run = pmr_coll_run(comm, &barrier, LOST_AFTER, &error);
+    pmr_status start = pmr_coll_start(comm, &barrier, &request, &error);
+    return (run == told || run == PMR_ERR_SHUTDOWN) && start == run && run != PMR_OK;
 }
 
 /* ---- mismatches ------------------------------------------------------------------------------------------------------ */
@@ -230,7 +231,7 @@ static int call_differently(pmr_context *context, void *arg)
     for (int more = 0; more < 2 && !mine->status; more++)
         mine->status = make_call(world, more ? &barrier : &calls[1], s->nonblocking, LOST_AFTER, &mine->error);
     mine->at_ns = now_ns() - start;
-    mine->refused = refuses(world);
+    mine->refused = refuses(world, mine->status);
     mine->over = 1;
     free(second);
     if (!heap) {
@@ -391,7 +392,7 @@ static int live_until_told(pmr_context *context, void *arg)
         return mine->status != PMR_OK; /* gang_child closes the context */
     }
     mine->at_ns = now_ns();
-    mine->refused = refuses(world);
+    mine->refused = refuses(world, mine->status);
     pmr_call barrier = {.kind = PMR_BARRIER};
     mine->refused = mine->refused && pmr_coll_run(world, &barrier, SECOND, &error) != PMR_OK;
     mine->over = 1;
@@ -453,7 +454,7 @@ static int stay_away(pmr_context *context, void *arg)
     int64_t start = now_ns();
     mine->status = make_call(world, &call, false, SECOND / 20, &mine->error);
     mine->at_ns = now_ns() - start;
-    mine->refused = refuses(world);
+    mine->refused = refuses(world, mine->status);
     mine->over = 1;
     return 0;
 }
