@@ -588,15 +588,11 @@ int main(int argc, char **argv)
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %llu\n", (unsigned long long)seed);
     stage *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED) {
-        perror("stage");
-        return 1;
-    }
+    if (shared == MAP_FAILED)
+        return fprintf(stderr, "no memory for the stage\n");
     scene s = {.stage = shared};
-    int failed = mismatches(&s, &seed);
-    failed += deaths(&s, &seed);
-    failed += deadlines(&s);
-    failed += splits(&s, &seed);
+    int failed = mismatches(&s, &seed) + deaths(&s, &seed);
+    failed += deadlines(&s) + splits(&s, &seed);
     munmap(shared, sizeof *shared);
     printf("%s\n", failed ? "FAILED" : "ok");
     return failed != 0;
