@@ -152,8 +152,6 @@ pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error)
     size_t bytes = comm->board_bytes;
     uint32_t index = comm->board_index;
     uint32_t size = comm->size;
-    if (comm->queue_open)
-        pmr_engine_remove(context->engine, &comm->source);
     pmr_comm_close(comm);
     bool last = atomic_fetch_add(&board->leaving, 1) + 1 == size; /* this process touches the board no more */
     pmr_window_unmap_pool(board, bytes);

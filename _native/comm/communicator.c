@@ -51,6 +51,8 @@ void pmr_comm_close(pmr_comm *comm)
 {
     if (!comm)
         return;
+    if (comm->queue_open)
+        pmr_engine_remove(comm->context->engine, &comm->source);
     pmr_error error;
     pmr_fail(&error, PMR_ERR_SHUTDOWN, "the communicator was closed before the operation ended");
     for (pmr_task *task = comm->queue_head; task;) {

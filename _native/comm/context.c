@@ -99,12 +99,12 @@ void pmr_context_close(pmr_context *context)
 {
     if (!context || !context->world)
         return;
-    pmr_engine_close(context->engine);
-    context->engine = NULL;
+    pmr_engine_close(context->engine); /* its thread; the communicators still take themselves out of its list */
     pmr_p2p_close(context->p2p);
     context->p2p = NULL;
     pmr_comm_close(context->world);
     context->world = NULL;
+    context->engine = NULL;
     pmr_window_rank_state_set(&context->window, context->window.local_rank, PMR_RANK_FINISHED);
     pmr_window_close(&context->window);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_protocol.c: what everybody is told when ranks call different things, die, leave, or never come; and boards used again.
+ * test_protocol.c: what everybody is told when ranks call different things, die, leave, or never come.
  *
  * The parent plays the agent: it forks the ranks, sees them end, and writes into the window what the launcher would. The ranks
  * write what they were told into memory that all share, and the parent judges it.
@@ -483,116 +483,19 @@ static int deadlines(scene *s)
     return failed + judge_latencies("deadlines", SECOND);
 }
 
-/* ---- communicators -------------------------------------------------------------------------------------------------------- */
-
-/* Sum of the members' world ranks, as they and as the caller know it. */
-static int check_members(pmr_comm *comm, uint32_t world_size, const int32_t *colors, const int32_t *keys, int32_t color)
-{
-    int64_t expected = 0, last = INT64_MIN;
-    uint32_t members = 0;
-    for (uint32_t rank = 0; rank < world_size; rank++)
-        if (colors[rank] == color) {
-            expected += (int64_t)rank << (8 * members % 32);
-            members++;
-        }
-    int64_t mine = 0, sum = 0, all = 0;
-    for (uint32_t i = 0; i < pmr_comm_size(comm); i++) {
-        uint32_t rank = pmr_comm_world_rank(comm, i);
-        int64_t place = (int64_t)keys[rank] * 1000 + rank;
-        if (colors[rank] != color || place <= last)
-            return 1;
-        last = place;
-        all += rank;
-    }
-    mine = pmr_comm_world_rank(comm, pmr_comm_rank(comm));
-    pmr_call call = {.kind = PMR_ALLREDUCE, .dtype = PMR_INT64, .op = PMR_SUM, .send = &mine, .recv = &sum, .count = 1};
-    pmr_error error;
-    return pmr_comm_size(comm) != members || pmr_coll_run(comm, &call, LOST_AFTER, &error) || sum != all;
-}
-
-static int split_often(pmr_context *context, void *arg)
-{
-    const scene *s = arg;
-    pmr_comm *world = pmr_context_world(context);
-    uint32_t rank = pmr_comm_rank(world), size = pmr_comm_size(world);
-    uint64_t common = s->seed;
-    pmr_error error;
-    for (int round = 0; round < 300; round++) {
-        int32_t colors[RANKS_MAX], keys[RANKS_MAX];
-        for (uint32_t i = 0; i < size; i++) {
-            colors[i] = (int32_t)(draw(&common) % 4) - 1;
-            keys[i] = (int32_t)(draw(&common) % 5) - 2;
-        }
-        pmr_comm *part = NULL, *copy = NULL;
-        bool nested = draw(&common) & 1;
-        pmr_status status = pmr_comm_split(world, colors[rank], keys[rank], 0, &part, &error);
-        if (!status && (part == NULL) != (colors[rank] < 0))
-            return fprintf(stderr, "split %d: color %d got %s\n", round, colors[rank], part ? "a communicator" : "none");
-        if (!status && part && check_members(part, size, colors, keys, colors[rank]))
-            return fprintf(stderr, "split %d: wrong members\n", round);
-        if (!status && part && nested)
-            status = pmr_comm_split(part, 0, (int32_t)pmr_comm_rank(part), 0, &copy, &error);
-        if (!status && copy && check_members(copy, size, colors, keys, colors[rank]))
-            return fprintf(stderr, "split %d: wrong members of the copy\n", round);
-        if (!status && part)
-            status = pmr_comm_free(part, &error);
-        if (!status && copy)
-            status = pmr_comm_free(copy, &error);
-        if (status)
-            return fprintf(stderr, "split %d: %s\n", round, error.text);
-    }
-    return 0;
-}
-
-/* All boards of the node at once, one more, and again. */
-static int take_all(pmr_context *context, void *arg)
-{
-    (void)arg;
-    pmr_comm *world = pmr_context_world(context), *taken[257] = {NULL};
-    pmr_error error;
-    for (int round = 0; round < 2; round++) {
-        for (int i = 0; i < 256; i++)
-            if (pmr_comm_split(world, 0, 0, 0, &taken[i], &error))
-                return fprintf(stderr, "communicator %d: %s\n", i, error.text);
-        if (pmr_comm_split(world, 0, 0, 0, &taken[256], &error) != PMR_ERR_NO_MEMORY || taken[256])
-            return fprintf(stderr, "there is no end of communicators\n");
-        int64_t one = 1, sum = 0;
-        pmr_call call = {.kind = PMR_ALLREDUCE, .dtype = PMR_INT64, .send = &one, .recv = &sum, .count = 1};
-        if (pmr_coll_run(taken[255], &call, LOST_AFTER, &error) || sum != pmr_comm_size(world))
-            return fprintf(stderr, "the last communicator is of no use\n");
-        for (int i = 0; i < 256; i++)
-            if (pmr_comm_free(taken[i], &error))
-                return fprintf(stderr, "free %d: %s\n", i, error.text);
-        pmr_call barrier = {.kind = PMR_BARRIER}; /* everybody gave its boards back */
-        if (pmr_coll_run(world, &barrier, LOST_AFTER, &error))
-            return 1;
-    }
-    return 0;
-}
-
-static int splits(scene *s, uint64_t *random)
-{
-    int failed = 0;
-    s->odd = RANKS_MAX; /* nobody */
-    for (s->ranks = 1; s->ranks <= RANKS_MAX; s->ranks++) {
-        s->crowded = s->ranks & 1;
-        s->seed = draw(random);
-        failed += gang_with_agent(s, split_often);
-    }
-    s->ranks = 2;
-    return failed + gang_with_agent(s, take_all);
-}
-
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %llu\n", (unsigned long long)seed);
     stage *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED)
-        return fprintf(stderr, "no memory for the stage\n");
+    if (shared == MAP_FAILED) {
+        perror("stage");
+        return 1;
+    }
     scene s = {.stage = shared};
-    int failed = mismatches(&s, &seed) + deaths(&s, &seed);
-    failed += deadlines(&s) + splits(&s, &seed);
+    int failed = mismatches(&s, &seed);
+    failed += deaths(&s, &seed);
+    failed += deadlines(&s);
     munmap(shared, sizeof *shared);
     printf("%s\n", failed ? "FAILED" : "ok");
     return failed != 0;
