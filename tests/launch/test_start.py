@@ -50,6 +50,7 @@ assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 text = open('/proc/self/status').read()
 fields = dict(line.split(':\\t') for line in text.splitlines() if line.startswith('Sig'))
 python = (1 << 12) | (1 << 24) | (1 << 1)  # what Python itself changes: PIPE and XFSZ ignored, INT caught
+python |= (1 << 31) | (1 << 32)  # glibc's own two, out of a program's reach: make's children have them ignored
 assert int(fields['SigIgn'], 16) & ~python == 0, fields
 assert int(fields['SigCgt'], 16) & ~python == 0, fields
 window = int(os.environ['PMRUN_WINDOW_FD'])
