@@ -37,9 +37,6 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
 /* Its end: the record is closed. */
 void pmr_task_end(pmr_task *task);
 
-/* A communicator of one rank: done at once, whatever the kind. alone.c */
-pmr_status pmr_coll_alone(const pmr_call *call, pmr_error *error);
-
 /* All of the call's buffers on this rank lie in the heap. */
 static inline bool pmr_task_in_heap(const pmr_task *task, size_t send_bytes, size_t recv_bytes)
 {

@@ -230,7 +230,7 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
             return status;
     }
     size_t total = entry->style == PMR_STYLE_NONE ? 0 : pmr_blocks_total(task);
-    task->staged = task->published = 0;
+    task->staged = 0;
     entry->out_base = atomic_load_explicit(&comm->me->out.value, memory_order_relaxed);
     /* Never take faster than stage: a call in place overwrites what is yet to be staged. */
     task->steps = staging ? steps_of(task) : 0;

@@ -188,9 +188,7 @@ static inline void *pmr_comm_address(const pmr_comm *comm, uint64_t offset)
 
 static inline bool pmr_comm_covers(const pmr_comm *comm, const void *data, size_t bytes)
 {
-    const pmr_window *window = &comm->context->window;
-    const uint8_t *first = data;
-    return first >= window->heaps && first + bytes <= window->base + window->mapped_bytes;
+    return pmr_window_covers(&comm->context->window, data, bytes);
 }
 
 /* ---- made and ended in communicator.c ---- */

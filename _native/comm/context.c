@@ -142,9 +142,7 @@ void pmr_heap_free(pmr_context *context, void *block)
 
 bool pmr_heap_covers(const pmr_context *context, const void *data, size_t bytes)
 {
-    const uint8_t *first = data;
-    const pmr_window *window = &context->window;
-    return first >= window->heaps && first + bytes <= window->base + window->mapped_bytes;
+    return pmr_window_covers(&context->window, data, bytes);
 }
 
 uint64_t pmr_window_offset(const pmr_context *context, const void *data)

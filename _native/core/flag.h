@@ -36,4 +36,12 @@ static inline void pmr_flag_set(pmr_flag *flag, uint32_t value)
         pmr_flag_wake(flag);
 }
 
+/* Raises a flag that has several writers: a doorbell. */
+static inline void pmr_flag_add(pmr_flag *flag)
+{
+    atomic_fetch_add_explicit(&flag->value, 1, memory_order_seq_cst);
+    if (__builtin_expect(atomic_load_explicit(&flag->waiters, memory_order_seq_cst) != 0, 0))
+        pmr_flag_wake(flag);
+}
+
 #endif

@@ -217,9 +217,3 @@ void pmr_window_rank_state_set(const pmr_window *window, uint32_t local_rank, ui
 {
     atomic_store_explicit(state_word(window, local_rank), state, memory_order_release);
 }
-
-uint32_t pmr_window_departures(const pmr_window *window)
-{
-    return atomic_load_explicit((_Atomic uint32_t *)(void *)&window->header->departures,
-                                memory_order_acquire);
-}

@@ -43,6 +43,13 @@ static inline uint8_t *pmr_window_heap(const pmr_window *window, uint32_t local_
     return window->heaps + (size_t)local_rank * window->heap_bytes;
 }
 
+/* Whether the range lies in a heap, of any rank. */
+static inline bool pmr_window_covers(const pmr_window *window, const void *data, size_t bytes)
+{
+    const uint8_t *first = data;
+    return first >= window->heaps && first + bytes <= window->base + window->mapped_bytes;
+}
+
 /* Maps `bytes` of the pool at `offset` (page aligned), growing the file as needed. */
 pmr_status pmr_window_map_pool(const pmr_window *window, uint64_t offset, size_t bytes, void **out,
                                pmr_error *error);
@@ -65,6 +72,5 @@ static inline const _Atomic uint32_t *pmr_window_abort_word(const pmr_window *wi
 
 uint32_t pmr_window_rank_state(const pmr_window *window, uint32_t local_rank);
 void pmr_window_rank_state_set(const pmr_window *window, uint32_t local_rank, uint32_t state);
-uint32_t pmr_window_departures(const pmr_window *window);
 
 #endif

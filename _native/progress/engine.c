@@ -39,13 +39,6 @@ struct pmr_engine {
     pmr_request *pool;
 };
 
-static void raise_flag(pmr_flag *flag)
-{
-    atomic_fetch_add_explicit(&flag->value, 1, memory_order_seq_cst);
-    if (atomic_load_explicit(&flag->waiters, memory_order_seq_cst))
-        pmr_flag_wake(flag);
-}
-
 /* Under driving. True: something moved. */
 static bool pass(pmr_engine *engine, pmr_wants *wants)
 {
@@ -55,7 +48,7 @@ static bool pass(pmr_engine *engine, pmr_wants *wants)
         if (atomic_load_explicit(&source->active, memory_order_acquire))
             moved |= source->poll(source, wants);
     if (moved)
-        raise_flag(&engine->completions);
+        pmr_flag_add(&engine->completions);
     return moved;
 }
 
@@ -126,7 +119,7 @@ void pmr_engine_close(pmr_engine *engine)
         return;
     if (engine->started) {
         atomic_store(&engine->stop, true);
-        raise_flag(&engine->kick);
+        pmr_flag_add(&engine->kick);
         pthread_join(engine->thread, NULL);
         engine->started = false;
     }
@@ -162,7 +155,7 @@ void pmr_engine_remove(pmr_engine *engine, pmr_source *source)
         }
     pmr_engine_unlock(engine);
     while (atomic_load(&engine->sleepers)) {
-        raise_flag(&engine->kick);
+        pmr_flag_add(&engine->kick);
         sched_yield();
     }
 }
@@ -192,7 +185,7 @@ pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
         if (status)
             return status;
     }
-    raise_flag(&engine->kick);
+    pmr_flag_add(&engine->kick);
     return PMR_OK;
 }
 
@@ -255,7 +248,7 @@ pmr_status pmr_engine_wait(pmr_engine *engine, pmr_flag *flag, uint32_t target, 
         status = wait_once(engine, (pmr_flag_target){flag, target}, watch, deadline_ns, &idle, error);
     if (atomic_fetch_sub(&engine->guests, 1) == 1 && engine->started)
         if (any_active(engine))
-            raise_flag(&engine->kick);
+            pmr_flag_add(&engine->kick);
     return status;
 }
 

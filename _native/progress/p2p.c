@@ -109,7 +109,7 @@ static void unlock(pmr_p2p *p2p)
     p2p->wake_others = false;
     pthread_mutex_unlock(&p2p->lock);
     if (wake)
-        pmr_inbox_raise(p2p->transport->inbox);
+        pmr_flag_add(p2p->transport->inbox);
 }
 
 static uint32_t inbox_now(const pmr_p2p *p2p)

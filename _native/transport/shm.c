@@ -137,7 +137,7 @@ static bool shm_put(pmr_transport *transport, uint32_t peer, const pmr_frame *fr
     atomic_store_explicit(&lane->out->lines[(lane->head + lines) & mask].kind, 0, memory_order_relaxed);
     atomic_store_explicit(&first->kind, frame->kind, memory_order_release);
     lane->head += lines;
-    pmr_inbox_raise(&self->inboxes[peer].raised);
+    pmr_flag_add(&self->inboxes[peer].raised);
     return true;
 }
 
@@ -175,7 +175,7 @@ static void shm_take(pmr_transport *transport, uint32_t peer)
     atomic_exchange_explicit(&lane->in->tail, lane->position, memory_order_seq_cst);
     if (atomic_load_explicit(&lane->in->wanted, memory_order_seq_cst) &&
         atomic_exchange_explicit(&lane->in->wanted, 0, memory_order_seq_cst))
-        pmr_inbox_raise(&self->inboxes[peer].raised);
+        pmr_flag_add(&self->inboxes[peer].raised);
 }
 
 static uint32_t shm_sender_from(pmr_transport *transport, uint32_t from)

@@ -69,12 +69,4 @@ struct pmr_transport {
     uint32_t payload_max;       /* of one frame */
 };
 
-/* Raises an inbox: as pmr_flag_set, but for several writers. */
-static inline void pmr_inbox_raise(pmr_flag *inbox)
-{
-    atomic_fetch_add_explicit(&inbox->value, 1, memory_order_seq_cst);
-    if (__builtin_expect(atomic_load_explicit(&inbox->waiters, memory_order_seq_cst) != 0, 0))
-        pmr_flag_wake(inbox);
-}
-
 #endif
