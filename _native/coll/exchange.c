@@ -13,6 +13,7 @@
  * read chunk n - 1, and the other side, which wrote that, had read chunk n - 2 there before.
  */
 #include "coll/blocks.h"
+#include "core/copy.h"
 
 enum { ENTER = 0, GATHER, SHOW, TAKE, RELEASE };
 
@@ -65,6 +66,7 @@ static pmr_status enter(pmr_task *task)
         return status;
     size_t bytes = pmr_block_in(task, comm->rank).bytes;
     task->exposed = false;
+    task->streaming = pmr_blocks_streaming(task);
     task->steps = (uint32_t)((bytes + block_chunk(task) - 1) / block_chunk(task));
     task->staged = 0;
     pmr_entry *entry = pmr_task_entry(task);
@@ -116,7 +118,7 @@ static pmr_status copy_chunk(pmr_task *task, uint32_t chunk, pmr_error *error)
         if (pmr_comm_entry(comm, maker, task->seq)->style == PMR_STYLE_REMOTE)
             status = pmr_blocks_read(task, maker, to, place_of(task, maker, chunk), bytes, error);
         else
-            memcpy(to, locate(task, maker, chunk), bytes);
+            pmr_copy(to, locate(task, maker, chunk), bytes, task->streaming);
         if (status)
             return status;
     }
@@ -148,7 +150,7 @@ static void copy_own(pmr_task *task)
     uint32_t rank = task->comm->rank;
     pmr_block from = pmr_block_out(task, block_for(task, rank)), to = pmr_block_in(task, rank);
     if (!pmr_blocks_reducing(task) && from.bytes && from.data != to.data)
-        memmove(to.data, from.data, from.bytes);
+        pmr_copy(to.data, from.data, from.bytes, task->streaming);
 }
 
 static bool nothing_staged(const pmr_task *task)

@@ -15,6 +15,7 @@
  * another core read last is slow to write, so chunks go round a ring larger than a core's own cache.
  */
 #include "coll/blocks.h"
+#include "core/copy.h"
 
 enum { ENTER = 0, LOOK, STAGE, TAKE, RELEASE };
 #define SHORT_BYTES 512u
@@ -230,6 +231,7 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
             return status;
     }
     size_t total = entry->style == PMR_STYLE_NONE ? 0 : pmr_blocks_total(task);
+    task->streaming = pmr_blocks_streaming(task);
     task->staged = 0;
     entry->out_base = atomic_load_explicit(&comm->me->out.value, memory_order_relaxed);
     /* Never take faster than stage: a call in place overwrites what is yet to be staged. */
@@ -350,7 +352,7 @@ static pmr_status take_part(const pmr_task *task, uint32_t maker, uint32_t chunk
     pmr_block block = pmr_block_in(task, maker);
     const pmr_entry *entry = pmr_comm_entry(comm, maker, task->seq);
     if (entry->style != PMR_STYLE_REMOTE) {
-        memcpy(block.data + at, locate(task, maker, chunk, at, block.bytes), bytes);
+        pmr_copy(block.data + at, locate(task, maker, chunk, at, block.bytes), bytes, task->streaming);
         return PMR_OK;
     }
     uint64_t place = place_of(task, entry, pmr_comm_slot(comm, maker, entry->send_offset), block.bytes);
@@ -416,7 +418,7 @@ static void copy_own(pmr_task *task)
     pmr_block from = pmr_block_out(task, pmr_blocks_count(task) == 1 ? 0 : rank),
               to = pmr_block_in(task, rank);
     if (to.data && from.bytes && from.data != to.data)
-        memmove(to.data, from.data, from.bytes);
+        pmr_copy(to.data, from.data, from.bytes, task->streaming);
 }
 
 /* ---- the phases ---- */
