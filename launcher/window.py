@@ -49,11 +49,17 @@ KINDS: Final = (
     "scan", "exscan", "gatherv", "allgatherv", "scatterv", "reduce_scatterv", "alltoallv", "send", "recv",
 )  # fmt: skip
 
+# pmr_form, in order: what the user called, where pmrun made several calls out of it.
+FORMS: Final = (
+    "", "split", "dup", "shared", "scatter", "scatterv", "gatherv", "allgatherv", "alltoallv", "broadcast_object",
+    "reduce_object", "allreduce_object", "gather_object", "allgather_object", "scatter_object", "alltoall_object",
+)  # fmt: skip
+
 _HEADER = struct.Struct("<QIIIIIIQ")  # magic, version, local size, size, first rank, cpus, flags, heap bytes
 _ABORT = struct.Struct(f"<IIii{NODE_NAME_BYTES}s{ERROR_TEXT_BYTES}s")
 _WORD = struct.Struct("<I")
 _RECORDER_HEAD = struct.Struct("<QQQqII")  # count, tick_hz, base_ticks, base_realtime_ns, pid, sites
-_RECORD = struct.Struct("<QQQQIIIiBBB")  # number, bytes, entered, done, seq, comm, site, peer, kind, dtype, op
+_RECORD = struct.Struct("<QQQQIIIiBBBB")  # number, bytes, entered, done, seq, comm, site, peer, kind, dtype, op, form
 
 _HUGE_PAGE: Final = 2 << 20
 _ADDRESS_SPACE: Final = 1 << 45  # for all heaps together: a quarter of what x86-64 gives a process
