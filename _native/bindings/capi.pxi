@@ -174,3 +174,4 @@ cdef extern from "include/pmr.h" nogil:
     const char *pmr_algorithm_name(pmr_kind kind, size_t index)
     pmr_status pmr_algorithm_force(pmr_kind kind, const char *name)
     pmr_status pmr_kernels_force(const char *name)
+    const char *pmr_kernels_name()

@@ -257,5 +257,7 @@ const char *pmr_algorithm_name(pmr_kind kind, size_t index);
 pmr_status pmr_algorithm_force(pmr_kind kind, const char *name);
 /* Forces a kernel set: "portable", "avx2", "avx512"; NULL: the best. PMR_ERR_UNSUPPORTED: not on this CPU. */
 pmr_status pmr_kernels_force(const char *name);
+/* The name of the set in use. */
+const char *pmr_kernels_name(void);
 
 #endif
