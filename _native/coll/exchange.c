@@ -15,7 +15,7 @@
 #include "coll/blocks.h"
 #include "core/copy.h"
 
-enum { ENTER = 0, GATHER, SHOW, TAKE, RELEASE };
+enum { SHOW = PMR_PHASE_WORK, TAKE, RELEASE };
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -61,9 +61,6 @@ static void show(pmr_task *task, uint32_t chunk)
 static pmr_status enter(pmr_task *task)
 {
     pmr_comm *comm = task->comm;
-    pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
-    if (status)
-        return status;
     size_t bytes = pmr_block_in(task, comm->rank).bytes;
     task->exposed = false;
     task->streaming = pmr_blocks_streaming(task);
@@ -190,25 +187,16 @@ static pmr_status release(pmr_task *task)
     return PMR_OK;
 }
 
-static pmr_status step(pmr_task *task, pmr_error *error)
+static void settle(pmr_task *task)
 {
-    pmr_status status;
-    if (task->phase == ENTER) {
-        status = enter(task);
-        if (status)
-            return status;
-        task->phase = GATHER;
-    }
-    if (task->phase == GATHER) {
-        status = pmr_task_gather(task, error);
-        if (status)
-            return status;
-        task->exposed = nothing_staged(task);
-        copy_own(task);
-        task->phase = SHOW;
-    }
+    task->exposed = nothing_staged(task);
+    copy_own(task);
+}
+
+static pmr_status work(pmr_task *task, pmr_error *error)
+{
     if (task->phase != RELEASE) {
-        status = run_chunks(task, error);
+        pmr_status status = run_chunks(task, error);
         if (status)
             return status;
         task->comm->exchanges += task->steps;
@@ -216,6 +204,13 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         task->phase = RELEASE;
     }
     return pmr_task_entry(task)->style >= PMR_STYLE_REMOTE ? release(task) : PMR_OK;
+}
+
+static const pmr_phases phases = {.enter = enter, .settle = settle, .work = work};
+
+static pmr_status step(pmr_task *task, pmr_error *error)
+{
+    return pmr_task_go_through(&phases, task, error);
 }
 
 static const pmr_algorithm exchange = {
