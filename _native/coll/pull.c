@@ -35,12 +35,14 @@ static size_t block_chunk(const pmr_task *task)
     return bytes ? bytes : PMR_LINE;
 }
 
-/* Slots of each ring in use: where all ranks make, the rings together stay within the size of one. */
+/* Slots of each ring in use. Where all ranks make, the rings together stay within the size of one, unless
+ * ranks share CPUs and have much to stage: then each runs as far as it can before it gives its CPU away. */
 static uint32_t ring_slots(const pmr_task *task)
 {
     uint32_t makers = pmr_task_is(task, PMR_FROM_ROOT) ? 1 : task->comm->size;
     uint32_t slots = PMR_RING_SLOTS / makers;
-    return slots < 4 ? 4 : slots;
+    bool wide = task->comm->crowded && task->bytes > (size_t)slots * block_chunk(task);
+    return wide ? PMR_RING_SLOTS : slots < 4 ? 4 : slots;
 }
 
 /* Where the chunk lies: rings go on from call to call, so that lines are old when they are written again. */
@@ -423,6 +425,24 @@ static void copy_own(pmr_task *task)
 
 /* ---- the phases ---- */
 
+/* Stages the chunk after the one to be taken; with more ranks than CPUs all that there is room for. */
+static pmr_status stage_ahead(pmr_task *task, uint32_t to_stage, pmr_error *error)
+{
+    uint32_t ahead = task->comm->crowded ? ring_slots(task) : 1;
+    while (task->staged < to_stage && task->staged <= task->step + ahead) {
+        pmr_status status = await_room(task, task->staged, error);
+        bool enough = task->staged > task->step + 1;
+        if (status == PMR_PENDING && enough) {
+            task->cursor = 0;
+            break;
+        }
+        if (status)
+            return status;
+        stage(task, task->staged);
+    }
+    return PMR_OK;
+}
+
 static pmr_status pull(pmr_task *task, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
@@ -431,12 +451,9 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
     uint32_t steps = task->steps ? task->steps : 1;
     for (; task->step < steps; task->step++, task->phase = STAGE) {
         if (task->phase == STAGE) {
-            if (task->staged == task->step + 1 && task->staged < to_stage) {
-                pmr_status status = await_room(task, task->staged, error);
-                if (status)
-                    return status;
-                stage(task, task->staged);
-            }
+            pmr_status status = stage_ahead(task, to_stage, error);
+            if (status)
+                return status;
             task->phase = TAKE;
         }
         pmr_status status =
