@@ -6,13 +6,13 @@
 >>> world.allreduce(np.ones(3))
 
 Names are resolved when they are first used (PEP 562). Invariant: importing pmrun loads neither the C core nor
-numpy, so that the `pmrun` command, which lives in this package, starts in a blink.
+numpy, so that the `pmrun` command, which lives in this package, starts in a blink; and what `init` and a first
+barrier load on every rank is as little as can be. `typing`, slower to load than all of it, is for type checkers.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from pmrun.errors import (
     AlreadyInitializedError,
@@ -140,7 +140,10 @@ __all__ = [
     "zeros",
 ]
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pmrun import current
     from pmrun._native import ANY_SOURCE, ANY_TAG, Request, Status, wait_all, wait_any
     from pmrun.arrays import empty, shared, shared_arrays, zeros

@@ -11,12 +11,8 @@ from __future__ import annotations
 import atexit
 import fcntl
 import importlib
-import inspect
 import os
 import sys
-import traceback
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
 
 from pmrun import env
 from pmrun.errors import (
@@ -28,7 +24,10 @@ from pmrun.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType, ModuleType, TracebackType
+
     from pmrun.communicator import Communicator
 
 _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -177,7 +176,7 @@ def _window_descriptor() -> int:
 
 
 def _caller() -> str:
-    frame = inspect.currentframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
         frame = frame.f_back
     if frame is None:
@@ -214,6 +213,8 @@ def _is_follower(error: BaseException | None) -> bool:
 
 def describe(error: BaseException, trace: TracebackType | None) -> str:
     """One line: what was raised, and the innermost place in the user's files."""
+    import traceback
+
     text = (str(error).splitlines() or [""])[0]
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     place = ""
