@@ -55,11 +55,7 @@ def init(timeout: float | None = None) -> Communicator:
     """
     global _world, _init_site, _init_pid
     if _world is not None:
-        if os.getpid() != _init_pid:
-            raise ForkedError(
-                "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork "
-                "before pm.init()"
-            )
+        _refuse_child()
         raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
     descriptor = _window_descriptor()
     if descriptor >= 0 and _gang_left:
@@ -102,7 +98,16 @@ def world() -> Communicator:
     """The communicator of all ranks; `NotInitializedError` outside of `init` and `shutdown`."""
     if _world is None:
         raise NotInitializedError("pmrun is not initialized in this process: call pm.init() first")
+    _refuse_child()
     return _world
+
+
+def _refuse_child() -> None:
+    if os.getpid() != _init_pid:
+        raise ForkedError(
+            "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork before "
+            "pm.init()"
+        )
 
 
 # ---- opening ------------------------------------------------------------------------------------------------
