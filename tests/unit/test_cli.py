@@ -283,6 +283,26 @@ def test_bad_input_gets_one_line(arguments: str, line: str, refusal: Callable[..
     assert said.startswith(line.replace("{here}", str(tmp_path)))
 
 
+def test_a_name_with_a_space_is_refused(refusal: Callable[..., str]) -> None:
+    assert refusal("-x", "A B=1", "train.py").startswith("-x 'A B=1': 'A B' is not a variable's name")
+    assert refusal("-x", "", "train.py").startswith("-x '': write NAME=VALUE")
+
+
+def test_python_m_pmrun_is_the_command(tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "pmrun", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    (tmp_path / "train.py").write_text("import os, sys; print(os.environ['PMRUN_RANK'], *sys.argv); sys.exit(3)")
+    code, out, err = run("-n", "1", "--no-tag", "train.py", "--help")
+    assert (code, out) == (3, "0 train.py --help\n")
+    assert err.startswith("pmrun: rank 0 failed first: exit code 3")
+    assert run("-n", "0", "train.py")[0] == ExitCode.USAGE
+    assert run("--version")[1].startswith("pmrun ")
+    assert json.loads(run("-n", "2", "--dry-run", "-m", "train")[1])["world_size"] == 2
+
+
 def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
