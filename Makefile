@@ -23,6 +23,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
 export PMRUN_WERROR := 1
+# pip left the compiling to the first import; what that made must be kept, or every rank compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo dev test lint format type tidy asan tsan bench sdist-check clean
 
@@ -73,9 +75,10 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 
 READY := $(VENV)/.built $(VENV)/.dev
 
-# pip waits for the network while the compiler works.
+# pip waits for the network while the compiler works. The last line shows that what was built runs, and fills caches.
 dev:
 	@$(MAKE) --no-print-directory -j2 $(READY)
+	@$(BIN)/pmrun -n 1 -- $(BIN)/python -c 'import pmrun; assert pmrun.init().allreduce(1) == 1'
 
 # ---- the main job -----------------------------------------------------------------------------------------
 
