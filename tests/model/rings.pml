@@ -13,7 +13,8 @@
  * so DEATHS=0 proves that none lasts for ever. Entries are those of meeting.pml.
  *
  * What is proved: whoever takes finds the chunk it wants; every rank that lives ends, behind all calls or, only after a
- * death, with an error (no deadlock). What must fail:
+ * death, with an error (no deadlock). It holds also where ranks stage all that there is room for before they take
+ * (AHEAD), as they do with more ranks than CPUs. What must fail:
  *   SLOTS=1      where all make, each waits for room before it takes what would make room for the others
  *   NO_DRAIN     slots of earlier calls are written without asking
  *   EARLY_ROOM   a maker waits for one chunk less to be taken
@@ -93,17 +94,11 @@ inline await(condition)
 }
 
 /* For the chunk that is staged next. */
-inline await_room()
-{
-    if
-#ifndef NO_DRAIN
-    :: staged < RING -> await(EACH(DRAINED))
+#ifdef NO_DRAIN
+#define ROOM (staged < RING || EACH(EMPTIED))
 #else
-    :: staged < RING
+#define ROOM ((staged < RING && EACH(DRAINED)) || (staged >= RING && EACH(EMPTIED)))
 #endif
-    :: else -> await(EACH(EMPTIED))
-    fi
-}
 
 inline stage()
 {
@@ -139,7 +134,7 @@ proctype rank(byte me)
         :: else ->
             d_step { in_base[AT(me)] = in[me]; out_base[AT(me)] = out[me] };
             if
-            :: MAKES(me) -> await_room()
+            :: MAKES(me) -> await(ROOM)
             :: else
             fi;
             entry[me] = call;
@@ -152,9 +147,15 @@ proctype rank(byte me)
             :: step == chunks[call] -> break
             :: else ->
                 if
-                :: MAKES(me) && staged == step + 1 && staged < chunks[call] -> await_room(); stage()
+                :: MAKES(me) && staged == step + 1 && staged < chunks[call] -> await(ROOM); stage()
                 :: else
                 fi;
+#ifdef AHEAD
+                do
+                :: MAKES(me) && staged < chunks[call] && staged <= step + RING && ROOM -> stage()
+                :: else -> break
+                od;
+#endif
 #ifdef EARLY_OUT
                 out[me] = out_base[AT(me)] + step + 1;
                 take(step);

@@ -55,6 +55,8 @@ PROVED = [
     "rings CALLS=2",
     "rings CALLS=2 CHUNKS=2 DEATHS=2 ROOT_SLOTS=2",
     "rings CHUNKS=2 DEATHS=0",
+    "rings CALLS=2 CHUNKS=4 DEATHS=0 AHEAD",
+    "rings CALLS=2 AHEAD",
     "rings RANKS=3 CALLS=1 DEATHS=0 ROOT_SLOTS=2",
 ]
 REFUTED = [
@@ -88,6 +90,7 @@ REFUTED = [
     "rings CALLS=2 NO_DRAIN",
     "rings CALLS=2 CHUNKS=4 EARLY_ROOM",
     "rings CALLS=2 CHUNKS=4 EARLY_OUT",
+    "rings CALLS=2 CHUNKS=4 AHEAD EARLY_ROOM",
     "rings CALLS=2 BLIND",
 ]
 
