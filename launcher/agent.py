@@ -18,8 +18,7 @@ from typing import Final
 
 import msgspec
 
-from pmrun import wire
-from pmrun.launcher import window
+from pmrun import window, wire
 from pmrun.launcher.describe import ended
 
 _SIGTERM: Final = 15

@@ -23,7 +23,7 @@ from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.rank_streams import InputStream, OutputStream
-from pmrun.launcher.window import Window, heap_bytes
+from pmrun.window import Window, heap_bytes
 
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
 

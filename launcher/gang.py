@@ -17,9 +17,8 @@ from typing import Final
 
 import msgspec
 
-from pmrun import wire
+from pmrun import window, wire
 from pmrun.errors import ExitCode
-from pmrun.launcher import window
 from pmrun.launcher.describe import ended, exit_code, signal_name
 
 SETTLE_S: Final = 0.1  # for the other ranks to fail by themselves, with RankFailed

@@ -12,7 +12,7 @@ import resource
 from typing import Final
 
 from pmrun.launcher.cgroup import ControlGroups
-from pmrun.launcher.window import RANKS_MAX
+from pmrun.window import RANKS_MAX
 
 FILES_PER_RANK: Final = 3  # the agent's ends of stdin, stdout and stderr
 FILES_OTHER: Final = 32

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent (Python) and the ranks (C) agree on every number of the node's window.
 
-A small C program prints what the compiler makes of window_layout.h; launcher/window.py is held to it.
+A small C program prints what the compiler makes of window_layout.h; src/pmrun/window.py is held to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import pytest
 
 from native_build import NATIVE, c_flags
-from pmrun.launcher import window
+from pmrun import window
 
 NUMBERS = {
     "MAGIC": "PMR_WINDOW_MAGIC",

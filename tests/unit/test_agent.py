@@ -3,8 +3,8 @@
 
 import pytest
 
-from pmrun import wire
-from pmrun.launcher import agent, window
+from pmrun import window, wire
+from pmrun.launcher import agent
 
 START = wire.Start(
     job_id="j", attempt=0, node_rank=0, node_name="n", peers=("127.0.0.1",), main_port=1, first_rank=4,

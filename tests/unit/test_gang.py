@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from pmrun import wire
-from pmrun.launcher import agent, gang, window
+from pmrun import window, wire
+from pmrun.launcher import agent, gang
 
 
 def starts(nodes=1, ranks=4):

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pmrun.launcher import window
+from pmrun import window
 
 
 @pytest.fixture
