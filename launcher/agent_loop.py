@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from typing import Final, NoReturn
@@ -23,6 +24,9 @@ from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.rank_streams import InputStream, OutputStream
+from pmrun.launcher.store_route import LinkRoute
+from pmrun.store_host import Line, OwnTable, StoreHost
+from pmrun.store_server import StoreServer
 from pmrun.window import Window, heap_bytes
 
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
@@ -46,6 +50,8 @@ class AgentLoop:
         self._sent: dict[int, int] = {}  # by rank: last signal sent
         self._outputs: dict[tuple[int, int], OutputStream] = {}
         self._inputs: dict[int, InputStream] = {}
+        self._store: StoreHost | None = None
+        self._table: OwnTable | None = None  # the gang's store, where no other node needs it
         self._stdin_taken = 0
         self._draining = False
         self._leaving = False
@@ -57,8 +63,11 @@ class AgentLoop:
         while not self._leaving:
             self._watch_link()
             self._watch_outputs()
-            deadline = self._machine.deadline()
+            times = (self._machine.deadline(), self._table.deadline() if self._table is not None else None)
+            deadline = min((at for at in times if at is not None), default=None)
             self._poller.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if self._table is not None:
+                self._table.on_tick(time.monotonic())
             deadline = self._machine.deadline()
             if deadline is not None and time.monotonic() >= deadline:
                 self._do(self._machine.on_tick(time.monotonic()))
@@ -71,6 +80,8 @@ class AgentLoop:
 
     def _watch_outputs(self) -> None:
         full = self._link.backlog_bytes > _BACKLOG_BYTES
+        if self._store is not None and self._table is None:
+            self._store.pause(full)
         for stream in self._outputs.values():
             if stream.fd < 0:
                 continue
@@ -92,7 +103,10 @@ class AgentLoop:
             self._do(self._machine.on_link_lost(now))
             return
         for message in messages:
-            self._do(self._machine.on_message(message, now))
+            if not isinstance(message, wire.StoreReply):
+                self._do(self._machine.on_message(message, now))
+            elif self._store is not None:
+                self._store.reply(message.rank, message.reply)
 
     def _on_signals(self, events: int) -> None:
         numbers = self._inbox.read()
@@ -126,6 +140,7 @@ class AgentLoop:
             if not stream.collect() and fd >= 0:
                 self._poller.forget(fd)
         self._close_input(rank)
+        self._close_store(rank)
         abort = self._window.read_abort()
         call = self._window.last_call(local_rank) if status else None
         exited = wire.RankExited(
@@ -191,8 +206,7 @@ class AgentLoop:
                 if self._window is not None and self._start is not None:
                     self._window.mark_departed(action.rank - self._start.first_rank, action.failed)
             elif isinstance(action, agent.Tell):
-                if self._window is not None:
-                    self._window.write_abort(action.state, action.rank, action.node, action.text)
+                self._tell(action)
             elif isinstance(action, agent.FeedStdin):
                 self._feed_stdin(action.data)
             elif isinstance(action, agent.SignalRanks):
@@ -226,6 +240,7 @@ class AgentLoop:
         program = rank_process.Program(
             list(start.command), start.cwd, base_environment(os.environb, start, cpus), self._window.fd, open_files
         )
+        self._open_store(start)
         self._status_fd, status_write = os.pipe()
         os.set_blocking(self._status_fd, False)
         gc.freeze()  # so that no collection in a child copies the agent's pages
@@ -247,12 +262,18 @@ class AgentLoop:
     def _fork_ranks(
         self, start: wire.Start, program: rank_process.Program, status_fd: int
     ) -> rank_process.StartProblem | None:
+        assert self._store is not None
         for local_rank in range(start.local_world_size):
             rank = start.first_rank + local_rank
-            own = rank_environment(start, local_rank, program.window_fd)
             cpus = start.cpus[local_rank] if start.cpus else ()
             try:
-                process = rank_process.start_rank(rank, program, own, cpus, rank in start.stdin_ranks, status_fd)
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._store.add(rank, ours)
+                with theirs:
+                    own = rank_environment(start, local_rank, program.window_fd, theirs.fileno())
+                    process = rank_process.start_rank(
+                        rank, program, own, cpus, rank in start.stdin_ranks, theirs.fileno(), status_fd
+                    )
             except OSError as error:
                 return rank_process.StartProblem(rank, rank_process.Step.FORK, error.errno or 0)
             self._processes[process.pid] = process
@@ -301,6 +322,45 @@ class AgentLoop:
         if stream is not None:
             stream.add_credit(action.count)
             self._check_drained()
+
+    # ---- the store ------------------------------------------------------------------------------------
+
+    def _open_store(self, start: wire.Start) -> None:
+        self._store = StoreHost(start.data_key, self._watch_store, lambda text: self._link.send(wire.Notice(text)))
+        if start.local_world_size == start.world_size:
+            self._table = OwnTable(StoreServer(start.world_size), self._store, time.monotonic)
+            self._store.route = self._table
+        else:
+            self._store.route = LinkRoute(self._link)
+
+    def _watch_store(self, line: Line, read: bool, write: bool) -> None:
+        if read or write:
+            events = (READ if read else 0) | (WRITE if write else 0)
+            self._poller.watch(line.fd, events, lambda found: self._on_store(line, found))
+        else:
+            self._poller.forget(line.fd)
+
+    def _on_store(self, line: Line, events: int) -> None:
+        assert self._store is not None
+        if events & WRITE:
+            self._store.on_writable(line)
+        if events & (READ | GONE):
+            self._store.on_readable(line)
+
+    def _close_store(self, rank: int) -> None:
+        if self._store is not None:
+            self._store.close(rank)
+        if self._table is not None:
+            self._table.ended(rank)
+
+    def _tell(self, action: agent.Tell) -> None:
+        """To those in collectives by the window, to those that wait in the store by their lines."""
+        if self._window is None:
+            return
+        self._window.write_abort(action.state, action.rank, action.node, action.text)
+        record = self._window.read_abort() or action  # a rank may have told a better story
+        if self._store is not None:
+            self._store.end_gang(record.state, record.rank, record.node, record.text)
 
     # ---- standard input -------------------------------------------------------------------------------
 

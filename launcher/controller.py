@@ -26,6 +26,7 @@ from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.placement import Node
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.stdin_source import StdinSource
+from pmrun.launcher.store_route import GangStore
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
@@ -89,6 +90,7 @@ class Controller:
         self._first_ranks = [start.first_rank for start in starts]
         takers = [number for number, start in enumerate(starts) if start.stdin_ranks]
         self._stdin = StdinSource(takers, self._send)
+        self._store = GangStore(starts, [node.link for node in nodes])
         self._waiting_nodes = len(starts)
         self._outcome: gang.Outcome | None = None
         # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
@@ -130,13 +132,15 @@ class Controller:
                     self._poller.watch(node.link.fileno(), events, lambda found, n=number: self._on_link(n, found))  # type: ignore[misc]
             self._display.watch(self._poller)
             self._stdin.watch(self._poller, now)
-            times = (self._gang.deadline(), self._display.deadline(), self._stdin.deadline())
+            times = (self._gang.deadline(), self._display.deadline(), self._stdin.deadline(), self._store.deadline())
             deadline = min((at for at in times if at is not None), default=None)
             self._poller.wait(None if deadline is None else max(0.0, deadline - now))
             now = time.monotonic()
             deadline = self._gang.deadline()
             if deadline is not None and now >= deadline:
                 self._do(self._gang.on_tick(now))
+            self._store.on_tick(now)
+            self._store.pump()
             self._display.pump()
             if self._display.stdout.closed and self._gang.cause is None:
                 self._on_output_closed(self._display.stdout.problem)
@@ -145,6 +149,7 @@ class Controller:
         """Nothing more is said to or heard from a node."""
         if number not in self._lost:
             self._lost.add(number)
+            self._store.on_node_lost(number)
             self._poller.forget(self._nodes[number].link.fileno())
 
     def _close_nodes(self) -> None:
@@ -181,7 +186,13 @@ class Controller:
                 self._display.feed(message, now)
             elif isinstance(message, wire.StdinCredit):
                 self._stdin.on_credit(number, message.count)
+            elif isinstance(message, wire.StoreRequest | wire.StoreClosed):
+                self._store.on_message(number, message, now)
+            elif isinstance(message, wire.Notice):
+                self._display.say(f"pmrun: {message.text}\n")
             else:
+                if isinstance(message, wire.RankExited):
+                    self._store.on_rank_ended(message.rank)
                 self._do(self._gang.on_message(number, message, now))
 
     def _on_output_closed(self, problem: str) -> None:

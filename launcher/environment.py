@@ -53,13 +53,14 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
     return result
 
 
-def rank_environment(start: wire.Start, local_rank: int, window_fd: int) -> dict[bytes, bytes]:
+def rank_environment(start: wire.Start, local_rank: int, window_fd: int, store_fd: int) -> dict[bytes, bytes]:
     """What differs between the ranks of a node."""
     rank = start.first_rank + local_rank
     own = {
         env.RANK: rank,
         env.LOCAL_RANK: local_rank,
         env.WINDOW_FD: window_fd,
+        env.STORE_FD: store_fd,
         env.TORCH_RANK: rank,
         env.TORCH_LOCAL_RANK: local_rank,
     }

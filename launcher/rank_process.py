@@ -91,9 +91,10 @@ def start_rank(
     own_environment: dict[bytes, bytes],
     cpus: tuple[int, ...],
     takes_stdin: bool,
+    store_fd: int,
     status_fd: int,
 ) -> RankProcess:
-    """Fork one rank. All signals must be blocked by the caller; errors of the child go to the status pipe.
+    """Fork one rank, which inherits `store_fd`. All signals must be blocked by the caller; errors of the child go to the status pipe.
 
     Raises
     ------
@@ -116,6 +117,7 @@ def start_rank(
                 os.close(fd)
         raise
     if pid == 0:
+        os.set_inheritable(store_fd, True)
         _run_child(rank, program, own_environment, cpus, (in_read, out_write, err_write), status_fd, agent)
     for fd in (in_read, out_write, err_write):
         os.close(fd)

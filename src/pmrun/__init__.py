@@ -26,6 +26,8 @@ from pmrun.errors import (
     PmrunError,
     RankFailed,
     RequestTimeout,
+    StoreError,
+    StoreTimeout,
     UsageError,
 )
 
@@ -68,6 +70,8 @@ __all__ = [
     "Request",
     "RequestTimeout",
     "Status",
+    "StoreError",
+    "StoreTimeout",
     "UsageError",
     "allgather",
     "allgather_object",
@@ -133,6 +137,7 @@ __all__ = [
     "shared_arrays",
     "shutdown",
     "split",
+    "store",
     "wait_all",
     "wait_any",
     "world",
@@ -141,7 +146,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pmrun import current
+    from pmrun import current, store
     from pmrun._native import ANY_SOURCE, ANY_TAG, Request, Status, wait_all, wait_any
     from pmrun.arrays import empty, shared, shared_arrays, zeros
     from pmrun.communicator import Communicator
@@ -210,8 +215,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("pmrun.context").world()
     if name == "peers":
         return importlib.import_module("pmrun.current").peers()
-    if name == "current":
-        return importlib.import_module("pmrun.current")
+    if name in ("current", "store"):
+        return importlib.import_module(f"pmrun.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'pmrun' has no attribute '{name}'")

@@ -20,6 +20,7 @@ ATTEMPT = "PMRUN_ATTEMPT"  # 0 at the first start
 PEERS = "PMRUN_PEERS"  # comma-separated addresses of all nodes, in node order
 NODE_NAME = "PMRUN_NODE_NAME"  # this node's name, as reports show it
 WINDOW_FD = "PMRUN_WINDOW_FD"  # number of the inherited memfd of the node's window
+STORE_FD = "PMRUN_STORE_FD"  # number of the inherited socket to this node's host of the store
 
 # ---- read from the user's environment by a rank ----------------------------------------------------------
 ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests, benchmarks)

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from pmrun.errors import PmrunError
+from pmrun.store_wire import Ask, Reply
 
 VERSION: Final = 1  # of the protocol; both sides name theirs first and refuse another
 MAX_MESSAGE_BYTES: Final = 16 << 20
@@ -52,6 +53,7 @@ class Start(_Message, frozen=True, tag="start"):
     cpus: tuple[tuple[int, ...], ...]  # by local rank: CPUs it is pinned to, () for no pinning
     stdin_ranks: tuple[int, ...]  # ranks of this node that are sent the standard input
     credit_bytes: int  # how much output of each stream may be sent before a Credit comes
+    data_key: bytes = b""  # what the ranks of different nodes prove to each other
 
 
 class Signal(_Message, frozen=True, tag="signal"):
@@ -92,6 +94,13 @@ class Stdin(_Message, frozen=True, tag="stdin"):
 
 class Leave(_Message, frozen=True, tag="leave"):
     """Nothing more will be asked: the agent ends."""
+
+
+class StoreReply(_Message, frozen=True, tag="store_reply"):
+    """To a rank's request, where the controller holds the store."""
+
+    rank: int
+    reply: Reply
 
 
 # ---- agent to controller ---------------------------------------------------------------------------------
@@ -155,9 +164,28 @@ class NodeDone(_Message, frozen=True, tag="done"):
     survivors: tuple[int, ...]  # process ids that not even SIGKILL ended
 
 
+class StoreRequest(_Message, frozen=True, tag="store_request"):
+    """A rank asks something of the store. Where the gang is on one node, its agent answers that itself."""
+
+    rank: int
+    request: Ask
+
+
+class StoreClosed(_Message, frozen=True, tag="store_closed"):
+    """Nobody waits any more for replies to what this rank asked before."""
+
+    rank: int
+
+
+class Notice(_Message, frozen=True, tag="notice"):
+    """One line that the user should read."""
+
+    text: str
+
+
 Message = (
-    Start | Signal | Stop | Credit | Stdin | Leave
-    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone
+    Start | Signal | Stop | Credit | Stdin | Leave | StoreReply
+    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | StoreRequest | StoreClosed | Notice
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
