@@ -49,6 +49,8 @@ class AgentLoop:
         self._pids: list[int] = []
         self._sent: dict[int, int] = {}  # by rank: last signal sent
         self._outputs: dict[tuple[int, int], OutputStream] = {}
+        self._outputs_changed = False  # what is to be polled for them
+        self._link_full = False
         self._inputs: dict[int, InputStream] = {}
         self._store: StoreHost | None = None
         self._table: OwnTable | None = None  # the gang's store, where no other node needs it
@@ -80,6 +82,9 @@ class AgentLoop:
 
     def _watch_outputs(self) -> None:
         full = self._link.backlog_bytes > _BACKLOG_BYTES
+        if full == self._link_full and not self._outputs_changed:
+            return  # most rounds are about something else, and there may be a thousand streams
+        self._link_full, self._outputs_changed = full, False
         if self._store is not None and self._table is None:
             self._store.pause(full)
         for stream in self._outputs.values():
@@ -135,6 +140,7 @@ class AgentLoop:
         local_rank = rank - self._start.first_rank
         sent = self._sent.get(rank, 0)
         out, err = self._outputs[rank, wire.OUT], self._outputs[rank, wire.ERR]
+        self._outputs_changed = True
         for stream in (out, err):
             fd = stream.fd
             if not stream.collect() and fd >= 0:
@@ -167,6 +173,7 @@ class AgentLoop:
 
     def _on_output(self, stream: OutputStream) -> None:
         fd = stream.fd
+        self._outputs_changed = True
         if not stream.read():
             self._poller.forget(fd)
             self._check_drained()
@@ -279,6 +286,7 @@ class AgentLoop:
             self._processes[process.pid] = process
             self._pids.append(process.pid)
             for number, fd in ((wire.OUT, process.stdout), (wire.ERR, process.stderr)):
+                self._outputs_changed = True
                 self._outputs[rank, number] = OutputStream(rank, number, fd, start.credit_bytes, self._link.send)
             if process.stdin >= 0:
                 self._inputs[rank] = InputStream(process.stdin)
@@ -321,6 +329,7 @@ class AgentLoop:
         stream = self._outputs.get((action.rank, action.stream))
         if stream is not None:
             stream.add_credit(action.count)
+            self._outputs_changed = True
             self._check_drained()
 
     # ---- the store ------------------------------------------------------------------------------------

@@ -24,8 +24,10 @@ from pmrun.store_server import Replies, StoreServer
 from pmrun.store_wire import Cancel, Frames, Open, Opened, Refused, Reply, Request, StoreWireError
 
 PATIENCE_S: Final = 60.0  # for an answer, beyond the time that the request itself may wait
-_RECEIVE_BYTES: Final = 256 << 10
+_RECEIVE_BYTES: Final = 64 << 10  # less than malloc asks the kernel for
 _SLICE_S: Final = 3600.0
+_SPIN_S: Final = 60e-6  # about what it costs to sleep and be woken on an idle CPU
+_LATE_MAX: Final = 64
 
 
 class Calls(Protocol):
@@ -49,6 +51,10 @@ class LineCalls:
         self._pid = os.getpid()
         self._frames = Frames()
         self._numbers = itertools.count(int.from_bytes(os.urandom(6), "little"))  # not those of an earlier process
+        self._readable = select.poll()  # for the thread that reads
+        self._readable.register(sock.fileno(), select.POLLIN)
+        self._asleep = 0  # so many more replies are waited for without spinning
+        self._late = 1
         self._sending = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._replies: dict[int, Reply | None] = {}  # of the requests under way
@@ -168,10 +174,29 @@ class LineCalls:
                     continue
                 self._reading = True
             try:
-                self._poll(select.POLLIN, by)
+                if not self._spin():
+                    self._poll(select.POLLIN, by)
                 self._receive()
             finally:
                 self._stop_reading()
+
+    def _spin(self) -> bool:
+        """Whether something came within a moment, in which others that want the CPU get it.
+
+        While the host has more to do than that, moments are not worth their CPU: they become rare.
+        """
+        self._asleep -= 1
+        if self._asleep > 0:
+            return False
+        end = time.monotonic() + _SPIN_S
+        while time.monotonic() < end:
+            if self._readable.poll(0):
+                self._late = max(1, self._late // 2)
+                return True
+            os.sched_yield()
+        self._late = min(2 * self._late, _LATE_MAX)
+        self._asleep = self._late
+        return False
 
     def _poll(self, events: int, by: float) -> int:
         poll = select.poll()

@@ -21,7 +21,7 @@ from pmrun.store_wire import Ask, Cancel, Frames, GangEnded, Open, Opened, Refus
 
 CALLS_MAX: Final = 256
 CALL_BYTES_MAX: Final = 8 << 20  # of the requests under way
-_RECEIVE_BYTES: Final = 64 << 10
+_RECEIVE_BYTES: Final = 64 << 10  # less than malloc asks the kernel for
 
 
 class Route(Protocol):
