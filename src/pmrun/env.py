@@ -27,6 +27,8 @@ ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests
 KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (tests)
 SINGLE_COPY = "PMRUN_SINGLE_COPY"  # "0": never read another rank's memory by process_vm_readv
 COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
+FOREIGN = "PMRUN_FOREIGN"  # "0": not a rank, whatever launcher's variables are there (mpirun, torchrun, srun, ...)
+JOIN_TIMEOUT = "PMRUN_JOIN_TIMEOUT"  # seconds for all ranks of another launcher to call pm.init(); default: 60
 
 # ---- what other programs expect: torch's names always, the last two only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"
