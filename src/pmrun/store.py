@@ -8,7 +8,8 @@
 
 It is there before `pm.init()`, and begins empty with each attempt of the gang. Keys are text of 1 to 1024 bytes, values
 bytes of at most 1 MiB, all together at most 64 MiB; text is stored as UTF-8. Any thread may use it. Under plain python it
-belongs to the process. Keys that begin with ``pmrun/`` are pmrun's own. Invariant: every call has a deadline, and
+belongs to the process; under another launcher (mpirun, torchrun, ...) the first call waits, as `pm.init()` does, until
+all ranks have made one. Keys that begin with ``pmrun/`` are pmrun's own. Invariant: every call has a deadline, and
 ends with `RankFailed` or `GangStopped` when the gang is stopped meanwhile.
 """
 
@@ -22,7 +23,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
-from pmrun import env, store_wire, window
+from pmrun import env, foreign, meeting, store_wire, window
 from pmrun.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
@@ -192,6 +193,9 @@ def _open() -> Calls:
 
 
 def _connect() -> Calls:
+    placement = foreign.recognise(os.environ)
+    if placement is not None:
+        return LineCalls(meeting.meet(placement).line) if placement.world_size > 1 else OwnCalls()
     text = os.environ.get(env.STORE_FD)
     if text is None:
         if os.environ.get(env.WORLD_SIZE, "1") != "1":

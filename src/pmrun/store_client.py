@@ -212,16 +212,16 @@ class LineCalls:
         """Take what has come, and give each reply to its request."""
         self._torn = True
         try:
-            data = self._sock.recv(_RECEIVE_BYTES)
+            data = self._take()
             words = self._frames.feed(data, store_wire.reply_decoder)
         except BlockingIOError:
             self._torn = False
             return
         except (OSError, StoreWireError) as error:
-            self._break(f"the connection to this node's agent failed ({error})")
+            self._break(f"the connection to its host failed ({error})")
             return
         if not data:
-            self._break("this node's agent closed the connection")
+            self._break("its host closed the connection")
         with self._changed:
             for word, _ in words:
                 if word.number in self._replies:
@@ -229,6 +229,12 @@ class LineCalls:
                 elif isinstance(word, Refused) and word.number < 0:
                     self._broken = word.text
         self._torn = False
+
+    def _take(self) -> bytes:
+        try:
+            return self._sock.recv(_RECEIVE_BYTES)
+        except ConnectionError:  # it was closed with something of ours unread
+            return b""
 
     def _stop_reading(self) -> None:
         with self._changed:

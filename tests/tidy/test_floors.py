@@ -28,11 +28,16 @@ PYTHON_FLOOR = {
     "pmrun.store_server": {"pmrun.store_wire"},
     "pmrun.store_host": {"pmrun.store_wire", "pmrun.store_server"},
     "pmrun.store_client": {"pmrun.errors", "pmrun.store_wire", "pmrun.store_server"},
-    "pmrun.store": {"pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.store_wire", "pmrun.store_client"},
+    "pmrun.foreign": {"pmrun.env", "pmrun.errors"},
+    "pmrun.meeting": {"pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.store_wire", "pmrun.foreign"},
+    "pmrun.store": {
+        *("pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.store_wire", "pmrun.store_client"),
+        *("pmrun.foreign", "pmrun.meeting"),
+    },
 }
 LAUNCHER_STANDS_ON = {
     *("pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.wire"),
-    *("pmrun.store_wire", "pmrun.store_server", "pmrun.store_host"),
+    *("pmrun.store_wire", "pmrun.store_server", "pmrun.store_host", "pmrun.meeting"),
 }
 
 NATIVE = [path for path in source_tree.having(".c", ".h", ".inc", under=("_native",)) if len(path.parts) > 2]
