@@ -24,7 +24,7 @@ from pmrun.launcher.poller import GONE, READ, WRITE, Poller
 from pmrun.store_host import Line, OwnTable, StoreHost
 from pmrun.store_server import StoreServer
 
-_STRANGERS_MAX: Final = 64  # connections that have not said who they are
+_STRANGERS_MAX: Final = 64  # connections beyond one for each rank
 _FILES_PER_RANK: Final = 2
 _FILES_OTHER: Final = 32
 _ABRUPT: Final = "its process ended without leaving (killed by a signal, or os._exit)"
@@ -86,7 +86,7 @@ class Keeper:
         except OSError:
             return  # it is gone already, or there is no descriptor for it now
         _, uid = meeting.peer_of(sock)
-        if uid != os.geteuid() or len(self._guests) - len(self._joined) >= _STRANGERS_MAX:
+        if uid != os.geteuid() or len(self._guests) >= self._world_size + _STRANGERS_MAX:
             sock.close()
             return
         self._receive_guest(sock)
@@ -152,7 +152,7 @@ class Keeper:
             os.close(guest.pidfd)
 
     def _fail(self, problem: str) -> None:
-        for guest in list(self._joined.values()):
+        for guest in self._guests.values():  # also those that have not said yet who they are
             self._tell(guest, problem)
         self._over = True
 
@@ -229,7 +229,7 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         sys.exit(f"pmrun: cannot watch processes: {error.strerror} (pidfd_open, Linux 5.3 or newer)")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _FILES_PER_RANK * world_size + _STRANGERS_MAX + _FILES_OTHER
+    needed = _FILES_PER_RANK * (world_size + _STRANGERS_MAX) + _FILES_OTHER
     if hard != resource.RLIM_INFINITY and hard < needed:
         sys.exit(f"pmrun: {world_size} ranks need {needed} open files, the hard limit is {hard}: raise it (ulimit -Hn)")
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -10,6 +10,7 @@ same user's (SO_PEERCRED), and every wait has a deadline that names who is missi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -119,7 +120,9 @@ def _join(placement: Placement, timeout_s: float) -> Met:
     try:
         cpus = tuple(sorted(os.sched_getaffinity(0)))
         line.settimeout(timeout_s + _GRACE_S)
-        line.sendall(frame(Join(store_wire.VERSION, window.VERSION, placement.rank, placement.world_size, cpus)))
+        join = Join(store_wire.VERSION, window.VERSION, placement.rank, placement.world_size, cpus)
+        with contextlib.suppress(BrokenPipeError):  # it gave up already; why is still to be read
+            line.sendall(frame(join))
         window_fd, lifeline_fd = _answer(line)
         return Met(window_fd, lifeline_fd, line)
     except BaseException:
@@ -198,7 +201,7 @@ def _start_keeper(placement: Placement, name: str, timeout_s: float) -> socket.s
                 [sys.executable, *safe, "-m", KEEPER, *map(str, numbers)],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path)},
                 pass_fds=(listener.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                cwd="/", start_new_session=True, check=False,
+                cwd="/", start_new_session=True, check=False, timeout=timeout_s,
             )  # fmt: skip
         except OSError as error:
             ours.close()
@@ -208,6 +211,11 @@ def _start_keeper(placement: Placement, name: str, timeout_s: float) -> socket.s
                     f"started call pm.init() too? Set {env.FOREIGN}=0 for it"
                 ) from None
             raise LaunchError(f"cannot start the gang's keeper: {error.strerror}") from error
+        except subprocess.TimeoutExpired:
+            ours.close()
+            raise LaunchError(
+                f"the gang's keeper did not start within {timeout_s:g} s: is the machine overloaded?"
+            ) from None
         if started.returncode != 0:
             ours.close()
             raise LaunchError(

@@ -129,19 +129,22 @@ class LineCalls:
     def _send(self, data: bytes, by: float) -> None:
         with self._sending:
             sent = 0
+            unsure = False  # how much was sent, where an exception comes between the call and its result
             try:
                 while True:
+                    unsure = True
                     try:
                         sent += self._sock.send(memoryview(data)[sent:] if sent else data)
                     except BlockingIOError:
                         pass
                     except OSError:
-                        return  # what ended the line is still to be read
+                        sent = len(data)  # what ended the line is still to be read
+                    unsure = False
                     if sent == len(data):
                         return
                     self._make_room(by)
             finally:
-                if 0 < sent < len(data):
+                if unsure or 0 < sent < len(data):
                     self._break("a request was interrupted")
 
     def _make_room(self, by: float) -> None:
