@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from typing import Final, NoReturn
@@ -19,14 +18,12 @@ from typing import Final, NoReturn
 from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import agent, limits, process_tree, rank_process
+from pmrun.launcher.agent_store import AgentStore
 from pmrun.launcher.cgroup import ControlGroups, usable_cpus, usable_memory
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.rank_streams import InputStream, OutputStream
-from pmrun.launcher.store_route import LinkRoute
-from pmrun.store_host import Line, OwnTable, StoreHost
-from pmrun.store_server import StoreServer
 from pmrun.window import Window, heap_bytes
 
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
@@ -52,8 +49,7 @@ class AgentLoop:
         self._outputs_changed = False  # what is to be polled for them
         self._link_full = False
         self._inputs: dict[int, InputStream] = {}
-        self._store: StoreHost | None = None
-        self._table: OwnTable | None = None  # the gang's store, where no other node needs it
+        self._store = AgentStore(link, self._poller)
         self._stdin_taken = 0
         self._draining = False
         self._leaving = False
@@ -65,11 +61,10 @@ class AgentLoop:
         while not self._leaving:
             self._watch_link()
             self._watch_outputs()
-            times = (self._machine.deadline(), self._table.deadline() if self._table is not None else None)
+            times = (self._machine.deadline(), self._store.deadline())
             deadline = min((at for at in times if at is not None), default=None)
             self._poller.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if self._table is not None:
-                self._table.on_tick(time.monotonic())
+            self._store.on_tick(time.monotonic())
             deadline = self._machine.deadline()
             if deadline is not None and time.monotonic() >= deadline:
                 self._do(self._machine.on_tick(time.monotonic()))
@@ -85,8 +80,7 @@ class AgentLoop:
         if full == self._link_full and not self._outputs_changed:
             return  # most rounds are about something else, and there may be a thousand streams
         self._link_full, self._outputs_changed = full, False
-        if self._store is not None and self._table is None:
-            self._store.pause(full)
+        self._store.pause(full)
         for stream in self._outputs.values():
             if stream.fd < 0:
                 continue
@@ -108,10 +102,10 @@ class AgentLoop:
             self._do(self._machine.on_link_lost(now))
             return
         for message in messages:
-            if not isinstance(message, wire.StoreReply):
+            if isinstance(message, wire.StoreReply):
+                self._store.reply(message)
+            else:
                 self._do(self._machine.on_message(message, now))
-            elif self._store is not None:
-                self._store.reply(message.rank, message.reply)
 
     def _on_signals(self, events: int) -> None:
         numbers = self._inbox.read()
@@ -146,7 +140,7 @@ class AgentLoop:
             if not stream.collect() and fd >= 0:
                 self._poller.forget(fd)
         self._close_input(rank)
-        self._close_store(rank)
+        self._store.close(rank)
         abort = self._window.read_abort()
         call = self._window.last_call(local_rank) if status else None
         exited = wire.RankExited(
@@ -247,7 +241,7 @@ class AgentLoop:
         program = rank_process.Program(
             list(start.command), start.cwd, base_environment(os.environb, start, cpus), self._window.fd, open_files
         )
-        self._open_store(start)
+        self._store.open(start)
         self._status_fd, status_write = os.pipe()
         os.set_blocking(self._status_fd, False)
         gc.freeze()  # so that no collection in a child copies the agent's pages
@@ -269,14 +263,11 @@ class AgentLoop:
     def _fork_ranks(
         self, start: wire.Start, program: rank_process.Program, status_fd: int
     ) -> rank_process.StartProblem | None:
-        assert self._store is not None
         for local_rank in range(start.local_world_size):
             rank = start.first_rank + local_rank
             cpus = start.cpus[local_rank] if start.cpus else ()
             try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._store.add(rank, ours)
-                with theirs:
+                with self._store.line_of(rank) as theirs:
                     own = rank_environment(start, local_rank, program.window_fd, theirs.fileno())
                     process = rank_process.start_rank(
                         rank, program, own, cpus, rank in start.stdin_ranks, theirs.fileno(), status_fd
@@ -332,43 +323,11 @@ class AgentLoop:
             self._outputs_changed = True
             self._check_drained()
 
-    # ---- the store ------------------------------------------------------------------------------------
-
-    def _open_store(self, start: wire.Start) -> None:
-        self._store = StoreHost(start.data_key, self._watch_store, lambda text: self._link.send(wire.Notice(text)))
-        if start.local_world_size == start.world_size:
-            self._table = OwnTable(StoreServer(start.world_size), self._store, time.monotonic)
-            self._store.route = self._table
-        else:
-            self._store.route = LinkRoute(self._link)
-
-    def _watch_store(self, line: Line, read: bool, write: bool) -> None:
-        if read or write:
-            events = (READ if read else 0) | (WRITE if write else 0)
-            self._poller.watch(line.fd, events, lambda found: self._on_store(line, found))
-        else:
-            self._poller.forget(line.fd)
-
-    def _on_store(self, line: Line, events: int) -> None:
-        assert self._store is not None
-        if events & WRITE:
-            self._store.on_writable(line)
-        if events & (READ | GONE):
-            self._store.on_readable(line)
-
-    def _close_store(self, rank: int) -> None:
-        if self._store is not None:
-            self._store.close(rank)
-        if self._table is not None:
-            self._table.ended(rank)
-
     def _tell(self, action: agent.Tell) -> None:
         """To those in collectives by the window, to those that wait in the store by their lines."""
-        if self._window is None:
-            return
-        self._window.write_abort(action.state, action.rank, action.node, action.text)
-        record = self._window.read_abort() or action  # a rank may have told a better story
-        if self._store is not None:
+        if self._window is not None:
+            self._window.write_abort(action.state, action.rank, action.node, action.text)
+            record = self._window.read_abort() or action  # a rank may have told a better story
             self._store.end_gang(record.state, record.rank, record.node, record.text)
 
     # ---- standard input -------------------------------------------------------------------------------

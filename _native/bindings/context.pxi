@@ -39,7 +39,7 @@ cdef extern from *:
         PyGILState_STATE state = PyGILState_Ensure();
         int raised = PyErr_CheckSignals();
         if (!raised && pmr_py_lifeline >= 0 && poll(&lifeline, 1, 0) == 1) {
-            PyErr_SetString(pmr_py_unwatched, "the keeper of this gang is gone (was it killed?): nobody would "
+            PyErr_SetString(pmr_py_unwatched, "the steward of this gang is gone (was it killed?): nobody would "
                                               "notice the death of a rank");
             raised = 1;
         }

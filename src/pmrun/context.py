@@ -18,7 +18,7 @@ import traceback
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
-from pmrun import env, foreign, meeting
+from pmrun import env
 from pmrun.errors import (
     AlreadyInitializedError,
     CollectiveError,
@@ -165,11 +165,17 @@ def _place() -> tuple[int, int, int]:
 
     The descriptors are not inheritable; -1 where the process is no rank, and where the agent takes it along when it dies.
     """
+    if env.RANK in os.environ:
+        return (*_inherited_place(), -1)
+    from pmrun import foreign  # a rank of pmrun's own need not load it
+
     placement = foreign.recognise(os.environ)
     if placement is None:
         return (*_inherited_place(), -1)
     if placement.world_size == 1:
         return -1, 0, -1
+    from pmrun import meeting
+
     met = meeting.meet(placement)
     # Metaflow plays nodes of one rank each on one machine: the place there is the rank's number.
     return met.window_fd, placement.rank, met.lifeline_fd

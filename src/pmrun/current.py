@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pmrun import env, foreign
+from pmrun import env
 from pmrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmrun.foreign import Placement
 
 LOOPBACK = "127.0.0.1"
 
@@ -51,11 +54,15 @@ def _number(name: str, default: int) -> int:
         raise UsageError(f"{name}={text!r} is not a number: pmrun sets it, so unset it or start with pmrun") from None
 
 
-def _foreign() -> foreign.Placement | None:
+def _foreign() -> Placement | None:
+    if env.RANK in os.environ:
+        return None
+    from pmrun import foreign  # a rank of pmrun's own need not load it
+
     return foreign.recognise(os.environ)
 
 
-def _told(placement: foreign.Placement, number: int) -> int:
+def _told(placement: Placement, number: int) -> int:
     if number < 0:
         raise UsageError(f"{placement.launcher} does not tell which of its nodes this is, nor how many it has")
     return number

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks that another launcher started on one machine become a gang: they meet at a keeper.
+"""How ranks that another launcher started on one machine become a gang: they meet at a steward.
 
-The first rank starts the keeper (launcher/keeper.py), a process that does for them what the agent does for pmrun's own
+The first rank starts the steward (launcher/steward.py), a process that does for them what the agent does for pmrun's own
 ranks: it makes the window, holds the store and marks who is gone. All ranks, the first one too, ask it to join over a
 unix socket and get the window's descriptor once all have come; the socket stays as their line to the store. The
-others find it by an abstract name, which is no file and goes with the keeper. Invariant: both sides check that the other is the
+others find it by an abstract name, which is no file and goes with the steward. Invariant: both sides check that the other is the
 same user's (SO_PEERCRED), and every wait has a deadline that names who is missing.
 """
 
@@ -29,14 +29,14 @@ from pmrun.errors import ForkedError, LaunchError, UsageError
 from pmrun.foreign import Placement
 
 JOIN_TIMEOUT_S: Final = 60.0
-KEEPER: Final = "pmrun.launcher.keeper"  # run by name: the launcher is no part of what a rank imports
-_GRACE_S: Final = 5.0  # for the keeper's answer, beyond its own deadline
+STEWARD: Final = "pmrun.launcher.steward"  # run by name: the launcher is no part of what a rank imports
+_GRACE_S: Final = 5.0  # for the steward's answer, beyond its own deadline
 _AGAIN_S: Final = 0.01
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
 class Join(msgspec.Struct, frozen=True, array_like=True, tag="join"):
-    """A rank's first words to the keeper. Fields are positional: only ever append, with a default."""
+    """A rank's first words to the steward. Fields are positional: only ever append, with a default."""
 
     store_version: int
     window_version: int
@@ -46,7 +46,7 @@ class Join(msgspec.Struct, frozen=True, array_like=True, tag="join"):
 
 
 class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
-    """The keeper's answer. Without a problem the window's descriptor and the lifeline's come with it."""
+    """The steward's answer. Without a problem the window's descriptor and the lifeline's come with it."""
 
     problem: str
 
@@ -55,7 +55,7 @@ class Met(NamedTuple):
     """What a rank holds after the meeting."""
 
     window_fd: int
-    lifeline_fd: int  # hangs up with the keeper
+    lifeline_fd: int  # hangs up with the steward
     line: socket.socket  # to the store
 
 
@@ -115,7 +115,7 @@ def frame(word: Join | Joined) -> bytes:
 def _join(placement: Placement, timeout_s: float) -> Met:
     name = _name(placement)
     line = (
-        _start_keeper(placement, name, timeout_s) if placement.rank == 0 else _find_keeper(placement, name, timeout_s)
+        _start_steward(placement, name, timeout_s) if placement.rank == 0 else _find_steward(placement, name, timeout_s)
     )
     try:
         cpus = tuple(sorted(os.sched_getaffinity(0)))
@@ -144,22 +144,22 @@ def _answer(line: socket.socket) -> tuple[int, int]:
             words = frames.feed(data, _joined_decoder)
         problem = words[0][0].problem
         if problem or len(fds) != 2:
-            raise LaunchError(problem or "the keeper sent no window: is there no descriptor left (ulimit -n)?")
+            raise LaunchError(problem or "the steward sent no window: is there no descriptor left (ulimit -n)?")
         for fd in fds:
             os.set_inheritable(fd, False)
         window_fd, lifeline_fd = fds
         fds.clear()
         return window_fd, lifeline_fd
     except ConnectionError:
-        raise LaunchError("the keeper of this gang is gone before all ranks had come: see what rank 0 wrote") from None
+        raise LaunchError("the steward of this gang is gone before all ranks had come: see what rank 0 wrote") from None
     except TimeoutError:
-        raise LaunchError("the keeper of this gang does not answer: is it stopped?") from None
+        raise LaunchError("the steward of this gang does not answer: is it stopped?") from None
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _find_keeper(placement: Placement, name: str, timeout_s: float) -> socket.socket:
+def _find_steward(placement: Placement, name: str, timeout_s: float) -> socket.socket:
     by = time.monotonic() + timeout_s
     while True:
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -185,10 +185,10 @@ def _find_keeper(placement: Placement, name: str, timeout_s: float) -> socket.so
         return line
 
 
-def _start_keeper(placement: Placement, name: str, timeout_s: float) -> socket.socket:
+def _start_steward(placement: Placement, name: str, timeout_s: float) -> socket.socket:
     """Take the name, and hand it to a process of its own; return this rank's line to that."""
     if not sys.executable:
-        raise LaunchError("there is no Python to run the gang's keeper with: sys.executable is empty")
+        raise LaunchError("there is no Python to run the gang's steward with: sys.executable is empty")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
@@ -198,7 +198,7 @@ def _start_keeper(placement: Placement, name: str, timeout_s: float) -> socket.s
             numbers = [listener.fileno(), theirs.fileno(), placement.world_size, timeout_s]
             paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
             started = subprocess.run(
-                [sys.executable, *safe, "-m", KEEPER, *map(str, numbers)],
+                [sys.executable, *safe, "-m", STEWARD, *map(str, numbers)],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path)},
                 pass_fds=(listener.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 cwd="/", start_new_session=True, check=False, timeout=timeout_s,
@@ -210,16 +210,16 @@ def _start_keeper(placement: Placement, name: str, timeout_s: float) -> socket.s
                     f"another process meets as rank 0 of this gang ({placement.launcher}): does a program that rank 0 "
                     f"started call pm.init() too? Set {env.FOREIGN}=0 for it"
                 ) from None
-            raise LaunchError(f"cannot start the gang's keeper: {error.strerror}") from error
+            raise LaunchError(f"cannot start the gang's steward: {error.strerror}") from error
         except subprocess.TimeoutExpired:
             ours.close()
             raise LaunchError(
-                f"the gang's keeper did not start within {timeout_s:g} s: is the machine overloaded?"
+                f"the gang's steward did not start within {timeout_s:g} s: is the machine overloaded?"
             ) from None
         if started.returncode != 0:
             ours.close()
             raise LaunchError(
-                f"the gang's keeper did not start (exit code {started.returncode}); see what it wrote above"
+                f"the gang's steward did not start (exit code {started.returncode}); see what it wrote above"
             )
     return ours
 

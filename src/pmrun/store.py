@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
-from pmrun import env, foreign, meeting, store_wire, window
+from pmrun import env, foreign, store_wire, window
 from pmrun.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
@@ -194,8 +194,12 @@ def _open() -> Calls:
 
 def _connect() -> Calls:
     placement = foreign.recognise(os.environ)
+    if placement is not None and placement.world_size == 1:
+        return OwnCalls()
     if placement is not None:
-        return LineCalls(meeting.meet(placement).line) if placement.world_size > 1 else OwnCalls()
+        from pmrun import meeting  # which other ranks do not need
+
+        return LineCalls(meeting.meet(placement).line)
     text = os.environ.get(env.STORE_FD)
     if text is None:
         if os.environ.get(env.WORLD_SIZE, "1") != "1":

@@ -80,7 +80,7 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
     yield item
     item.destroy()
     by = time.monotonic() + 10
-    while names():  # the keeper's, which ends with them
+    while names():  # the steward's, which ends with them
         assert time.monotonic() < by, "a meeting point was left"
         select.select([], [], [], 0.01)
 
@@ -160,7 +160,7 @@ def slurm(size: int) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_rank_is_killed(ranks: Ranks, victim: int) -> None:
-    """The first rank's death too: the keeper is a process of its own."""
+    """The first rank's death too: the steward is a process of its own."""
     ranks.start(
         f"""
         import os, signal
@@ -206,7 +206,7 @@ def test_an_exception_is_the_reason(ranks: Ranks) -> None:
     assert first[0] == 1 and second[:2] == (0, "0 ValueError: no luck (body.py:5 in <module>)\n")
 
 
-def test_the_keeper_is_killed(ranks: Ranks) -> None:
+def test_the_steward_is_killed(ranks: Ranks) -> None:
     ranks.start(
         """
         import pmrun as pm
@@ -225,21 +225,21 @@ def test_the_keeper_is_killed(ranks: Ranks) -> None:
         mpich(2),
     )
     assert [ranks.line(0), ranks.line(1)] == ["ready", "ready"]
-    (keeper,) = keepers()
-    os.kill(keeper, signal.SIGKILL)
+    (steward,) = stewards()
+    os.kill(steward, signal.SIGKILL)
     first, second = ranks.finish()
-    gone = "the keeper of this gang is gone (was it killed?): nobody would notice the death of a rank\n"
+    gone = "the steward of this gang is gone (was it killed?): nobody would notice the death of a rank\n"
     assert first == (0, "the store cannot be used any more: its host closed the connection\n" + gone, "")
     assert second == (0, gone, "")
 
 
-def keepers() -> list[int]:
+def stewards() -> list[int]:
     mine = f"{leak_guard.MARK}={os.environ[leak_guard.MARK]}".encode()
     found = []
     for name in os.listdir("/proc"):
         try:
             command = Path(f"/proc/{name}/cmdline").read_bytes() if name.isdigit() else b""
-            if b"pmrun.launcher.keeper" in command and mine in Path(f"/proc/{name}/environ").read_bytes():
+            if b"pmrun.launcher.steward" in command and mine in Path(f"/proc/{name}/environ").read_bytes():
                 found.append(int(name))
         except OSError:
             continue

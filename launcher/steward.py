@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper: does for ranks that another launcher started on this machine what the agent does for pmrun's own.
+"""The steward: does for ranks that another launcher started on this machine what the agent does for pmrun's own.
 
-`python -m pmrun.launcher.keeper LISTENER LINE WORLD_SIZE TIMEOUT_S`, started by the first rank (pmrun.meeting) with a
+`python -m pmrun.launcher.steward LISTENER LINE WORLD_SIZE TIMEOUT_S`, started by the first rank (pmrun.meeting) with a
 listening socket, that rank's own line, and stderr. It leaves its parent at once, gathers all ranks or tells those that came who
 is missing, makes the window, and from then on holds the store and marks in the window who is gone; how a process
 ended it cannot know, only whether it had left by pm.shutdown(). It has one thread and never blocks but in poll. Invariant: it
@@ -20,8 +20,9 @@ from typing import Final
 
 from pmrun import meeting, store_wire, window
 from pmrun.launcher.cgroup import ControlGroups, usable_cpus, usable_memory
-from pmrun.launcher.poller import GONE, READ, WRITE, Poller
-from pmrun.store_host import Line, OwnTable, StoreHost
+from pmrun.launcher.polled_host import PolledHost
+from pmrun.launcher.poller import READ, Poller
+from pmrun.store_host import OwnTable
 from pmrun.store_server import StoreServer
 
 _STRANGERS_MAX: Final = 64  # connections beyond one for each rank
@@ -41,8 +42,8 @@ class Guest:
         self.join: meeting.Join | None = None
 
 
-class Keeper:
-    """One gang's keeper."""
+class Steward:
+    """One gang's steward."""
 
     def __init__(self, listener: socket.socket, first: socket.socket, world_size: int, timeout_s: float) -> None:
         self._listener = listener
@@ -55,7 +56,7 @@ class Keeper:
         self._joined: dict[int, Guest] = {}  # by rank
         self._pidfds: dict[int, int] = {}  # of the ranks that live, once all have come
         self._window: window.Window | None = None
-        self._store = StoreHost(b"", self._watch_line, self._say)
+        self._store = PolledHost(self._poller, b"", self._say)
         self._table = OwnTable(StoreServer(world_size), self._store, time.monotonic)
         self._store.route = self._table
         self._over = False
@@ -203,26 +204,13 @@ class Keeper:
             self._store.end_gang(record.state, record.rank, record.node, record.text)
         self._over = not self._pidfds
 
-    def _watch_line(self, line: Line, read: bool, write: bool) -> None:
-        if read or write:
-            events = (READ if read else 0) | (WRITE if write else 0)
-            self._poller.watch(line.fd, events, lambda found: self._on_line(line, found))
-        else:
-            self._poller.forget(line.fd)
-
-    def _on_line(self, line: Line, events: int) -> None:
-        if events & WRITE:
-            self._store.on_writable(line)
-        if events & (READ | GONE):
-            self._store.on_readable(line)
-
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # stderr is closed, or nobody reads it
             os.write(2, f"pmrun: {text}\n".encode("utf-8", "replace"))
 
 
 def main(arguments: list[str]) -> None:
-    """Be the keeper in a grandchild of the first rank, which must not find a child that it did not make."""
+    """Be the steward in a grandchild of the first rank, which must not find a child that it did not make."""
     listener_fd, line_fd, world_size = map(int, arguments[:3])
     try:
         os.close(os.pidfd_open(os.getpid()))
@@ -237,7 +225,7 @@ def main(arguments: list[str]) -> None:
     if os.fork() != 0:
         os._exit(0)
     listener, line = socket.socket(fileno=listener_fd), socket.socket(fileno=line_fd)
-    Keeper(listener, line, world_size, float(arguments[3])).run()
+    Steward(listener, line, world_size, float(arguments[3])).run()
 
 
 if __name__ == "__main__":
