@@ -138,7 +138,7 @@ cdef object scatter_blank(Handle comm, object x, object root, object dtype):
                       plan.element.fixed)
         except (TypeError, ValueError, BufferError, MemoryError) as error:
             header = error
-    shape, kind, torch, fixed = header_exchange(comm, header, plan.call.root)
+    shape, kind, torch, fixed = header_exchange(comm, PMR_FORM_SCATTER, header, plan.call.root)
     return block_blank(shape, kind, torch, fixed)
 
 
@@ -152,7 +152,7 @@ cdef object block_blank(tuple shape, object kind, bint torch, bint fixed):
     return block, "bfloat16" if fixed else None
 
 
-cdef object header_exchange(Handle comm, object header, int root):
+cdef object header_exchange(Handle comm, pmr_form form, object header, int root):
     """Broadcast a small tuple from `root`, as one message of fixed size.
 
     The root may pass an exception instead: then every rank raises, and none is left waiting.
@@ -165,7 +165,7 @@ cdef object header_exchange(Handle comm, object header, int root):
         if isinstance(header, Exception):
             text = dumps(" ".join(str(header).split())[:HEADER_TEXT_MAX])
         frame[: len(text)] = np.frombuffer(text, np.uint8)
-    run(comm, plan_broadcast(comm, frame, root, None))
+    run_part(comm, form, plan_broadcast(comm, frame, root, None))
     if isinstance(header, Exception):
         raise header
     told = loads(frame.tobytes())
@@ -342,7 +342,7 @@ cdef class Collectives(Handle):
         """
         if out is None:
             out, dtype = scatter_blank(self, x, root, dtype)
-            out = run(self, plan_scatter(self, x, root, out, dtype))
+            out = run_part(self, PMR_FORM_SCATTER, plan_scatter(self, x, root, out, dtype))
             return out[()] if isinstance(out, np.ndarray) else out
         return run(self, plan_scatter(self, x, root, out, dtype))
 

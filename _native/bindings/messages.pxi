@@ -71,12 +71,12 @@ cdef Plan plan_recv(object out):
 cdef int send_now(Handle comm, Plan plan, int32_t dest, int32_t tag) except -1:
     cdef pmr_error error
     cdef pmr_status status
-    cdef uint32_t site
     comm.enter()
-    site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
-        status = pmr_send(comm.handle, plan.call.send, plan.call.count, dest, tag, site, comm.timeout_ns, &error)
+        status = pmr_send(comm.handle, plan.call.send, plan.call.count, dest, tag, plan.call.site,
+                          comm.timeout_ns, &error)
     comm.leave()
     if status != PMR_OK:
         check(status, &error)
@@ -122,13 +122,12 @@ cdef object recv_plan(Handle comm, Plan plan, int32_t source, int32_t tag, Statu
     cdef pmr_message_info info
     cdef pmr_error error
     cdef pmr_status status
-    cdef uint32_t site
     comm.enter()
-    site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
-        status = pmr_recv(comm.handle, plan.call.recv, plan.call.count, source, tag, site, comm.timeout_ns, &info,
-                          &error)
+        status = pmr_recv(comm.handle, plan.call.recv, plan.call.count, source, tag, plan.call.site,
+                          comm.timeout_ns, &info, &error)
     comm.leave()
     if status != PMR_OK:
         check(status, &error)
@@ -142,7 +141,7 @@ cdef Request isend_now(Handle comm, Plan plan, int32_t dest, int32_t tag):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
         status = pmr_isend(comm.handle, plan.call.send, plan.call.count, dest, tag, plan.call.site,
@@ -159,7 +158,7 @@ cdef Request irecv_now(Handle comm, Plan plan, int32_t source, int32_t tag):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
         status = pmr_irecv(comm.handle, plan.call.recv, plan.call.count, source, tag, plan.call.site,

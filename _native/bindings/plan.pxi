@@ -211,7 +211,7 @@ cdef object run(Handle comm, Plan plan):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     if comm._size == 1 and plan.call.count <= KEEP_GIL_COUNT:
         status = pmr_coll_run(comm.handle, &plan.call, comm.timeout_ns, &error)
@@ -222,3 +222,9 @@ cdef object run(Handle comm, Plan plan):
     if status != PMR_OK:
         check(status, &error)
     return plan.result()
+
+
+cdef object run_part(Handle comm, pmr_form form, Plan plan):
+    """`run` for a call that may be one of those that a form is made of."""
+    plan.call.form = form
+    return run(comm, plan)

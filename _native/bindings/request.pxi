@@ -252,7 +252,7 @@ cdef object start(Handle comm, Plan plan):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
         status = pmr_coll_start(comm.handle, &plan.call, &request.handle, &error)

@@ -63,12 +63,12 @@ cdef int plan_rows_output(Plan plan, object out, object rows) except -1:
     return plan_output(plan, out, plan.source, cnp.PyArray_NDIM(plan.source), dims)
 
 
-cdef object counts_gathered(Handle comm, pmr_kind kind, object x, object root):
+cdef object counts_gathered(Handle comm, pmr_form form, pmr_kind kind, object x, object root):
     """The ranks' numbers of rows, where they are needed; None elsewhere."""
     cdef Element element
     cdef cnp.ndarray array = as_array(x, &element)
     rows_needed(array, None, "")
-    return run(comm, plan_gather(comm, kind, np.int64(cnp.PyArray_DIM(array, 0)), None, None, root))
+    return run_part(comm, form, plan_gather(comm, kind, np.int64(cnp.PyArray_DIM(array, 0)), None, None, root))
 
 
 cdef Plan plan_gatherv(Handle comm, pmr_kind kind, object x, object counts, object root, object out, object dtype):
@@ -132,10 +132,10 @@ cdef object scatterv_blank(Handle comm, object x, object counts, object root, ob
                       plan.element.fixed)
         except (TypeError, ValueError, BufferError, MemoryError) as error:
             header = error
-    tail, kind, torch, fixed = header_exchange(comm, header, plan.call.root)
+    tail, kind, torch, fixed = header_exchange(comm, PMR_FORM_SCATTERV, header, plan.call.root)
     own = np.empty((), np.int64)
     all_rows = np.array(rows, np.int64) if header is not None else None
-    run(comm, plan_scatter(comm, all_rows, root, own, None))
+    run_part(comm, PMR_FORM_SCATTERV, plan_scatter(comm, all_rows, root, own, None))
     return block_blank((int(own), *tail), kind, torch, fixed)
 
 
@@ -190,9 +190,11 @@ cdef class Vectors(Collectives):
         array or None
             The arrays one after the other on the root, None elsewhere.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if counts is None:
-            counts = counts_gathered(self, PMR_GATHER, x, root)
-        return run(self, plan_gatherv(self, PMR_GATHERV, x, counts, root, out, dtype))
+            form = PMR_FORM_GATHERV
+            counts = counts_gathered(self, form, PMR_GATHER, x, root)
+        return run_part(self, form, plan_gatherv(self, PMR_GATHERV, x, counts, root, out, dtype))
 
     def igatherv(self, x, counts=None, root=0, out=None, *, dtype=None):
         """`gatherv` as a Request; the root passes `counts`."""
@@ -203,9 +205,11 @@ cdef class Vectors(Collectives):
 
         Parameters are those of `gatherv`, without a root.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if counts is None:
-            counts = counts_gathered(self, PMR_ALLGATHER, x, None)
-        return run(self, plan_gatherv(self, PMR_ALLGATHERV, x, counts, None, out, dtype))
+            form = PMR_FORM_ALLGATHERV
+            counts = counts_gathered(self, form, PMR_ALLGATHER, x, None)
+        return run_part(self, form, plan_gatherv(self, PMR_ALLGATHERV, x, counts, None, out, dtype))
 
     def iallgatherv(self, x, counts, out=None, *, dtype=None):
         """`allgatherv` as a Request."""
@@ -229,9 +233,11 @@ cdef class Vectors(Collectives):
         array
             The block, of shape ``(counts[rank], *row)``.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if out is None:
+            form = PMR_FORM_SCATTERV
             out, dtype = scatterv_blank(self, x, counts, root, dtype)
-        return run(self, plan_scatterv(self, x, counts, root, out, dtype))
+        return run_part(self, form, plan_scatterv(self, x, counts, root, out, dtype))
 
     def iscatterv(self, x=None, counts=None, root=0, out=None, *, dtype=None):
         """`scatterv` as a Request; ranks other than the root pass `out`."""
@@ -283,10 +289,12 @@ cdef class Vectors(Collectives):
         array
             The blocks received, in rank order.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if recv_counts is None:
+            form = PMR_FORM_ALLTOALLV
             sent = np.array(rows_of(self, send_counts, "send_counts"), np.int64)
-            recv_counts = run(self, plan_alltoall(self, sent, None, None))
-        return run(self, plan_alltoallv(self, x, send_counts, recv_counts, out, dtype))
+            recv_counts = run_part(self, form, plan_alltoall(self, sent, None, None))
+        return run_part(self, form, plan_alltoallv(self, x, send_counts, recv_counts, out, dtype))
 
     def ialltoallv(self, x, send_counts, recv_counts, out=None, *, dtype=None):
         """`alltoallv` as a Request."""

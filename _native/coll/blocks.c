@@ -82,6 +82,19 @@ size_t pmr_blocks_total(const pmr_task *task)
     return total;
 }
 
+bool pmr_blocks_streaming(const pmr_task *task)
+{
+    uint32_t rank = task->comm->rank, size = task->comm->size;
+    size_t made = pmr_blocks_makes(task, rank) ? pmr_blocks_total(task) : 0, taken = 0;
+    if (pmr_blocks_reducing(task))
+        taken = pmr_blocks_reduces_here(task) ? pmr_block_in(task, rank).bytes : 0;
+    else
+        for (uint32_t maker = 0; maker < size; maker++)
+            if (pmr_blocks_takes(task, rank, maker))
+                taken += pmr_block_in(task, maker).bytes;
+    return (made + taken) > task->comm->context->cache_bytes / size;
+}
+
 /* A rank would overwrite, with its result, what others have yet to read. */
 static bool overwritten(const pmr_task *task)
 {

@@ -521,6 +521,10 @@ static void check_table(void) {
             fprintf(stderr, "forcing %s gave %d\n", SETS[set], status);
             failures++;
         }
+        if (status == PMR_OK && strcmp(pmr_kernels_name(), SETS[set]) != 0) {
+            fprintf(stderr, "forced %s, but %s is in use\n", SETS[set], pmr_kernels_name());
+            failures++;
+        }
         for (int op = 0; op < PMR_OP_COUNT; op++)
             for (int dtype = 0; dtype < PMR_DTYPE_COUNT; dtype++)
                 if (pmr_op_defined((pmr_op)op, (pmr_dtype)dtype) !=

@@ -9,8 +9,7 @@ import pytest
 
 from pmrun import env
 from pmrun.errors import UsageError
-from pmrun.launcher import cli, config
-from pmrun.launcher import options as opt
+from pmrun.launcher import cli, config, options as opt
 from pmrun.launcher.command_line import split
 
 
