@@ -39,7 +39,8 @@ def agent_command() -> list[str]:
 class AgentProcess:
     """A command that is, or leads to, one agent. `explain` words its end: exit status and last lines of error."""
 
-    def __init__(self, command: list[str], told: bootstrap.Bootstrap, explain: Explain) -> None:
+    def __init__(self, command: list[str], told: bootstrap.Bootstrap, explain: Explain, here: bool) -> None:
+        self.here = here  # this is the keeper itself, not the way to it
         self._explain = explain
         self._rest = memoryview(bootstrap.pack(told))
         self._line = b""
@@ -161,9 +162,9 @@ class ProcessFleet:
         self._poller: Poller | None = None
         self._closed = False
 
-    def start(self, node: int, command: list[str], told: bootstrap.Bootstrap, explain: Explain) -> None:
-        """Start the agent of one node; OSError where there is no such command."""
-        self._processes[node] = AgentProcess(command, told, explain)
+    def start(self, node: int, told: bootstrap.Bootstrap, explain: Explain, way: list[str] | None = None) -> None:
+        """Start the agent of one node, here or by the command that leads to it; OSError where there is no such."""
+        self._processes[node] = AgentProcess(way or agent_command(), told, explain, way is None)
 
     def watch(self, poller: Poller, note: Note, ended: Note) -> None:
         if self._poller is None:
@@ -172,10 +173,12 @@ class ProcessFleet:
                 process.watch(poller, lambda text, n=node: note(n, text), lambda text, n=node: ended(n, text))  # type: ignore[misc]
 
     def sweep(self, node: int) -> None:
-        """End the way to a node; its keeper, if it lives, ends the rest there."""
+        """End the way to a node: the keeper there, which may be out of reach, ends the rest."""
         process = self._processes.get(node)
         if process is not None:
             process.let_go(self._poller)
+            if not process.here:
+                process.kill()
 
     def close(self) -> None:
         if self._closed:

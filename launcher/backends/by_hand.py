@@ -19,7 +19,7 @@ from pmrun import wire
 from pmrun.errors import LaunchError, UsageError
 from pmrun.launcher import bootstrap, hosts, interfaces, keys, rank_process
 from pmrun.launcher.agent_loop import Own
-from pmrun.launcher.agents import ProcessFleet, agent_command
+from pmrun.launcher.agents import ProcessFleet
 from pmrun.launcher.controller import SIGNALS, Controller
 from pmrun.launcher.dial import Meeting
 from pmrun.launcher.events import EventLog
@@ -120,7 +120,7 @@ def _be_main(job: Job, secret: bytes, ip: str, port: int) -> int:
         told = bootstrap.Bootstrap(
             wire.VERSION, release, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
         )
-        fleet.start(0, agent_command(), told, _explain)
+        fleet.start(0, told, _explain)
         controller = Controller(job, fleet, events)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

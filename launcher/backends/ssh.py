@@ -97,8 +97,8 @@ def _start(job: Job) -> ProcessFleet:
                 wire.VERSION, release, secret, node, meeting.addresses(node, hub.endpoints), job.start_timeout_s,
                 job.nodes.interface, () if here else carried,
             )  # fmt: skip
-            command = agent_command() if here else _ssh_command(job, name)
-            fleet.start(node, command, told, functools.partial(_explain, name, here))
+            explain = functools.partial(_explain, name, here)
+            fleet.start(node, told, explain, None if here else _ssh_command(job, name))
     except OSError as error:
         fleet.close()
         raise LaunchError(f"cannot start {error.filename or job.nodes.ssh[0]}: {error.strerror}; see --ssh") from None

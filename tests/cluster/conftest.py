@@ -41,6 +41,8 @@ class Running:
 
     def signal(self, number: int) -> None:
         os.kill(self.pid(), number)
+        if number == signal.SIGCONT:
+            self.process.send_signal(number)  # `nsenter` stops with its child
 
     def finish(self, timeout_s: float = machines.DEADLINE_S) -> tuple[int, str, str]:
         """Exit code, output and errors."""
@@ -60,6 +62,7 @@ def start(cluster: machines.Cluster) -> Iterator[Callable[..., Running]]:
     yield go
     for running in started:
         if running.process.poll() is None:
+            running.process.send_signal(signal.SIGCONT)
             for machine in cluster.machines.values():
                 for pid in machine.processes():
                     os.kill(pid, signal.SIGKILL)
