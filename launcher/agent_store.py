@@ -28,9 +28,9 @@ class AgentStore:
         self._host = PolledHost(poller, b"", self._complain)
         self._table: OwnTable | None = None  # the gang's, where no other node needs it
 
-    def open(self, start: wire.Start) -> None:
+    def open(self, start: wire.Start, data_key: bytes) -> None:
         """The gang is known."""
-        self._host = PolledHost(self._poller, start.data_key, self._complain)
+        self._host = PolledHost(self._poller, data_key, self._complain)
         if start.local_world_size == start.world_size:
             self._table = OwnTable(StoreServer(start.world_size), self._host, time.monotonic)
             self._host.route = self._table

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import collections
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from pmrun import wire
 from pmrun.launcher.link import Link
@@ -34,12 +34,32 @@ class LinkRoute:
         self._link.send(wire.StoreClosed(rank))
 
 
-class GangStore:
-    """The table in the controller, and the replies on their way to the nodes."""
+class Outlet(Protocol):
+    """What the controller's table needs of the links to the nodes."""
 
-    def __init__(self, starts: Sequence[wire.Start], links: Sequence[Link]) -> None:
+    def send(self, peer: int, message: wire.Message) -> None:
+        """Queue a message; for a peer that is gone it is dropped."""
+
+    def backlog_bytes(self, peer: int) -> int:
+        """How much is queued for a peer."""
+
+
+class GangStore:
+    """The table in the controller, and the replies on their way to the nodes.
+
+    Parameters
+    ----------
+    starts : sequence of wire.Start
+        The nodes' orders, which say whose ranks are where.
+    outlet : Outlet
+    peers : sequence of int
+        The outlet's number of each node.
+    """
+
+    def __init__(self, starts: Sequence[wire.Start], outlet: Outlet, peers: Sequence[int]) -> None:
         self._server = StoreServer(starts[0].world_size)
-        self._links = links
+        self._outlet = outlet
+        self._peers = peers
         self._ranks = [range(start.first_rank, start.first_rank + start.local_world_size) for start in starts]
         self._first_ranks = [start.first_rank for start in starts]
         self._replies: list[collections.deque[tuple[int, Reply]]] = [collections.deque() for _ in starts]
@@ -68,16 +88,13 @@ class GangStore:
         return self._server.deadline()
 
     def on_tick(self, now: float) -> None:
-        """Time has passed."""
+        """Time has passed, or a link has room again."""
         self._queue(self._server.on_tick(now))
 
-    def pump(self) -> None:
-        """Send what the links have room for."""
-        for replies, link in zip(self._replies, self._links, strict=True):
-            while replies and link.backlog_bytes <= BACKLOG_BYTES:
-                link.send(wire.StoreReply(*replies.popleft()))
-
     def _queue(self, replies: Replies) -> None:
+        """Send what the links have room for; the rest waits for the next event or tick."""
         for rank, reply in replies:
             self._replies[bisect.bisect(self._first_ranks, rank) - 1].append((rank, reply))
-        self.pump()
+        for waiting, peer in zip(self._replies, self._peers, strict=True):
+            while waiting and self._outlet.backlog_bytes(peer) <= BACKLOG_BYTES:
+                self._outlet.send(peer, wire.StoreReply(*waiting.popleft()))

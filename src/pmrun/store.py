@@ -176,7 +176,7 @@ def keys(prefix: str = "") -> list[str]:
 
 
 def data_key() -> bytes:
-    """For pmrun itself: what this rank proves to ranks of other nodes; empty where the gang is on one node."""
+    """For pmrun itself: what this rank proves to ranks of other nodes; empty where there can be none."""
     return _open().data_key
 
 

@@ -101,7 +101,7 @@ Request = Open | Ask  # the host of the rank's line answers the first
 
 
 class Opened(_Word, frozen=True, tag="opened"):
-    """`data_key` proves to other nodes' ranks that this one belongs to the gang; empty where there is one node."""
+    """`data_key` proves to other nodes' ranks that this one belongs to the gang; empty where no other node can be."""
 
     version: int
     data_key: bytes
