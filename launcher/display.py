@@ -106,6 +106,7 @@ class Display:
         self._credit = credit_bytes(world_size)
         self._owed: dict[Key, int] = {}
         self._files: dict[Key, int] = {}
+        self._taggers: list[Tagger] = []
         out, err = Sink(1), Sink(2)
         self.stdout = out
         self._sinks = (out, err)
@@ -119,7 +120,13 @@ class Display:
     def _destination(self, sink: Sink, output: Output, world_size: int) -> _Destination:
         colour = sink.is_tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         tagger = Tagger(world_size, output.tag, output.timestamp, colour)
+        self._taggers.append(tagger)
         return _Destination(sink, Weaver(tagger, self._credit // 2))
+
+    def name_nodes(self, names: list[str]) -> None:
+        """There are several nodes: show whose a line is. `names` by rank."""
+        for tagger in self._taggers:
+            tagger.name_nodes(names)
 
     def open_files(self, directory: str, world_size: int) -> None:
         """Create a file per rank and stream; a line says why when it cannot be done.

@@ -35,6 +35,18 @@ class Output(msgspec.Struct, frozen=True):
     directory: str | None = None  # a file per rank: rank-3.out, rank-3.err
 
 
+class Nodes(msgspec.Struct, frozen=True):
+    """Where the ranks run, when it is not this machine alone."""
+
+    hosts: tuple[tuple[str, int], ...] = ()  # names and numbers of ranks, in node order; none has 0
+    ssh: tuple[str, ...] = ("ssh",)  # the client and its options
+    count: int = 1  # of nodes that are started by hand
+    rank: int | None = None  # of this one, None: not known
+    main: str | None = None  # address of the main node, perhaps with a port
+    secret_file: str | None = None
+    interface: str | None = None  # a name, an address or a network; None: the way to the main node
+
+
 class Job(msgspec.Struct, frozen=True):
     """One gang, as asked for. `command` is complete: the interpreter is already in it."""
 
@@ -51,3 +63,7 @@ class Job(msgspec.Struct, frozen=True):
     start_timeout_s: float = 60.0
     grace_s: float = 5.0
     json_events: str | None = None
+    transport: str = "auto"  # between nodes
+    reproducible: bool = False  # the same bits on any layout
+    encrypt: bool = False  # data between nodes
+    nodes: Nodes = msgspec.field(default_factory=Nodes)

@@ -8,6 +8,7 @@
 
 cdef extern from *:
     """
+    #include <poll.h>
     #include <pthread.h>
 
     static int pmr_py_generation;       /* changes when all handles die */
@@ -28,17 +29,28 @@ cdef extern from *:
         return 0;
     }
 
+    static int pmr_py_lifeline = -1;    /* hangs up when nobody watches over the gang any more; -1: none */
+    static PyObject *pmr_py_unwatched;  /* the exception of that */
+
     /* PyErr_CheckSignals acts in the main thread only, and leaves the exception for whoever waits. */
     static int pmr_py_interrupted(void)
     {
+        struct pollfd lifeline = {.fd = pmr_py_lifeline};
         PyGILState_STATE state = PyGILState_Ensure();
         int raised = PyErr_CheckSignals();
+        if (!raised && pmr_py_lifeline >= 0 && poll(&lifeline, 1, 0) == 1) {
+            PyErr_SetString(pmr_py_unwatched, "the steward of this gang is gone (was it killed?): nobody would "
+                                              "notice the death of a rank");
+            raised = 1;
+        }
         PyGILState_Release(state);
         return raised != 0;
     }
     """
     int generation_now "pmr_py_generation"
     bint forked "pmr_py_forked"
+    int lifeline_now "pmr_py_lifeline"
+    PyObject *unwatched "pmr_py_unwatched"
     int pmr_py_fork_watch()
     int pmr_py_interrupted() noexcept nogil
 
@@ -65,7 +77,7 @@ cdef inline int need_context() except -1:
     return 0
 
 
-def open_context(type communicator_type, int window_fd, unsigned int local_rank):
+def open_context(type communicator_type, int window_fd, unsigned int local_rank, int lifeline_fd=-1):
     """Open this process's context and return its world, an instance of `communicator_type`.
 
     Parameters
@@ -76,7 +88,11 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank)
         The inherited descriptor of the node's window; -1 for a world of one.
     local_rank : int
         This rank's place in the window.
+    lifeline_fd : int
+        Hangs up when the process that watches over the gang's ranks is gone, where it does not take them with it: waits
+        then end with `GangStopped`. Stays the caller's; -1 for none.
     """
+    global lifeline_now, unwatched
     global context_now, generations, generation_now, world_now
     cdef pmr_context_options options
     cdef pmr_context *context = NULL
@@ -94,6 +110,10 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank)
     with nogil:
         status = pmr_context_open(&options, &context, &error)
     check(status, &error)
+    lifeline_now = lifeline_fd
+    if unwatched == NULL:
+        Py_INCREF(errors.GangStopped)
+        unwatched = <PyObject *>errors.GangStopped
     pmr_interrupt_hook_set(pmr_py_interrupted)
     context_now = context
     generations += 1

@@ -3,9 +3,9 @@
  * window_layout.h: the part of the node's window that the agent and the ranks share.
  *
  * The window is one memfd per node and attempt, made by the agent and inherited by its ranks. The agent
- * (Python, launcher/window.py) writes the header and sizes the file to the end of the recorders; the ranks
+ * (Python, src/pmrun/window.py) writes the header and sizes the file to the end of the recorders; the ranks
  * compute the rest (boards, staging, heaps) from the header and grow the sparse file to the same length,
- * whoever comes first. All integers little-endian. tests/tidy holds launcher/window.py to these numbers.
+ * whoever comes first. All integers little-endian. tests/tidy holds src/pmrun/window.py to these numbers.
  */
 #ifndef PMR_CORE_WINDOW_LAYOUT_H
 #define PMR_CORE_WINDOW_LAYOUT_H

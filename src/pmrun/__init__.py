@@ -39,19 +39,19 @@ _HOME = {  # name -> the module that defines it
     **dict.fromkeys(
         (
             *("AlreadyInitializedError", "CollectiveError", "CollectiveMismatch", "CollectiveTimeout", "ForkedError"),
-            *("GangStopped", "MessageTruncated", "NotInitializedError", "PmrunError", "RankFailed", "RequestTimeout"),
-            "UsageError",
+            *("GangStopped", "LaunchError", "MessageTruncated", "NotInitializedError", "PmrunError", "RankFailed"),
+            *("RequestTimeout", "StoreError", "StoreTimeout", "UsageError"),
         ),
         "pmrun.errors",
     ),
 }
-_PUBLIC = sorted([*_HOME, "current", "peers", "world"])
+_PUBLIC = sorted([*_HOME, "current", "peers", "store", "world"])
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # "as" and "*" make a name this package's own
     from typing import Any
 
-    from pmrun import current as current
+    from pmrun import current as current, store as store
     from pmrun._native import (
         ANY_SOURCE as ANY_SOURCE,
         ANY_TAG as ANY_TAG,
@@ -78,11 +78,14 @@ if TYPE_CHECKING:  # "as" and "*" make a name this package's own
         CollectiveTimeout as CollectiveTimeout,
         ForkedError as ForkedError,
         GangStopped as GangStopped,
+        LaunchError as LaunchError,
         MessageTruncated as MessageTruncated,
         NotInitializedError as NotInitializedError,
         PmrunError as PmrunError,
         RankFailed as RankFailed,
         RequestTimeout as RequestTimeout,
+        StoreError as StoreError,
+        StoreTimeout as StoreTimeout,
         UsageError as UsageError,
     )
     from pmrun.operations import *  # noqa: F403 - the types of _OPERATIONS
@@ -98,8 +101,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("pmrun.context").world()
     if name == "peers":
         return importlib.import_module("pmrun.current").peers()
-    if name == "current":
-        return importlib.import_module("pmrun.current")
+    if name in ("current", "store"):
+        return importlib.import_module(f"pmrun.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'pmrun' has no attribute '{name}'")

@@ -35,12 +35,16 @@ _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _world: Communicator | None = None
 _init_site = ""  # where the running, or the last, init was called
 _init_pid = 0
+_in_gang = False  # the world is not this process alone
 _gang_left = False  # a rank of a gang shut down: its place is given up for good
 _previous_hook = sys.excepthook
 
 
 def init(timeout: float | None = None) -> Communicator:
-    """Join the gang that `pmrun` started, or make a world of one under plain python.
+    """Join the gang that `pmrun` started, or another launcher, or make a world of one under plain python.
+
+    Under torchrun, mpirun, srun or Metaflow's ``@parallel`` the ranks of one machine become a gang when all of them have
+    called this, at most PMRUN_JOIN_TIMEOUT (60) seconds apart. PMRUN_FOREIGN=0 makes a world of one there, too.
 
     Parameters
     ----------
@@ -53,23 +57,23 @@ def init(timeout: float | None = None) -> Communicator:
     Communicator
         The world; also ``pm.world``.
     """
-    global _world, _init_site, _init_pid
+    global _world, _init_site, _init_pid, _in_gang
     if _world is not None:
         _refuse_child()
         raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
-    descriptor = _window_descriptor()
+    descriptor, local_rank, lifeline = _place()
     if descriptor >= 0 and _gang_left:
         raise NotInitializedError("pm.shutdown() gave up this rank's place in its gang: call pm.init() once only")
     native = _load_native()
     _force(native)
     world_type = importlib.import_module("pmrun.communicator").Communicator
-    opened: Communicator = native.open_context(world_type, descriptor, _number(env.LOCAL_RANK))
+    opened: Communicator = native.open_context(world_type, descriptor, local_rank, lifeline)
     try:
         opened.timeout = timeout if timeout is not None else _default_timeout()
     except (TypeError, ValueError):
         native.close_context()
         raise
-    _world, _init_site, _init_pid = opened, _caller(), os.getpid()
+    _world, _init_site, _init_pid, _in_gang = opened, _caller(), os.getpid(), descriptor >= 0
     atexit.register(shutdown)
     _install_hook()
     return opened
@@ -83,7 +87,7 @@ def shutdown() -> None:
     global _world, _gang_left
     if _world is None or os.getpid() != _init_pid:
         return
-    _gang_left = env.WINDOW_FD in os.environ
+    _gang_left = _in_gang
     _world = None
     atexit.unregister(shutdown)
     _load_native().close_context()
@@ -160,14 +164,34 @@ def _force(native: ModuleType) -> None:
             raise UsageError(f"{env.KERNELS}: {error}") from None
 
 
-def _window_descriptor() -> int:
-    """The inherited descriptor, no longer inheritable; -1 where pmrun did not start this process."""
+def _place() -> tuple[int, int, int]:
+    """The window's descriptor, this rank's place in it, and what hangs up when nobody watches over the gang.
+
+    The descriptors are not inheritable; -1 where the process is no rank, and where the agent takes it along when it dies.
+    """
+    if env.RANK in os.environ:
+        return (*_inherited_place(), -1)
+    from pmrun import foreign  # a rank of pmrun's own need not load it
+
+    placement = foreign.recognise(os.environ)
+    if placement is None:
+        return (*_inherited_place(), -1)
+    if placement.world_size == 1:
+        return -1, 0, -1
+    from pmrun import meeting
+
+    met = meeting.meet(placement)
+    # Metaflow plays nodes of one rank each on one machine: the place there is the rank's number.
+    return met.window_fd, placement.rank, met.lifeline_fd
+
+
+def _inherited_place() -> tuple[int, int]:
     if env.WINDOW_FD not in os.environ:
         if os.environ.get(env.WORLD_SIZE, "1") != "1":
             raise UsageError(
                 f"{env.WORLD_SIZE} is set, but no window came with it: start the program with pmrun, or unset PMRUN_*"
             )
-        return -1
+        return -1, 0
     descriptor = _number(env.WINDOW_FD)
     try:
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFD)
@@ -177,7 +201,7 @@ def _window_descriptor() -> int:
             "started is a rank; a program that it starts in turn must not call pm.init() (or unset PMRUN_* for it)"
         ) from None
     fcntl.fcntl(descriptor, fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
-    return descriptor
+    return descriptor, _number(env.LOCAL_RANK)
 
 
 def _caller() -> str:

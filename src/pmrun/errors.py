@@ -104,5 +104,32 @@ class MessageTruncated(PmrunError, ValueError):
     """A received message was longer than the buffer given for it."""
 
 
+class StoreError(PmrunError, RuntimeError):
+    """The store is full, refused too much at once, or cannot be reached any more."""
+
+
+class StoreTimeout(StoreError, TimeoutError):
+    """Keys that were waited for are not set.
+
+    Attributes
+    ----------
+    keys : tuple of str
+        The first of them.
+    absent : tuple of int
+        The first of the ranks that have not used the store yet.
+    ended : tuple of int
+        The first of the ranks whose process has ended.
+    """
+
+    def __init__(self, text: str, keys: tuple[str, ...], absent: tuple[int, ...], ended: tuple[int, ...]) -> None:
+        super().__init__(text, keys, absent, ended)
+        self.keys = keys
+        self.absent = absent
+        self.ended = ended
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class LaunchError(PmrunError):
     """The gang could not be started whole."""

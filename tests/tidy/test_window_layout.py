@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent (Python) and the ranks (C) agree on every number of the node's window.
 
-A small C program prints what the compiler makes of window_layout.h; launcher/window.py is held to it.
+A small C program prints what the compiler makes of window_layout.h; src/pmrun/window.py is held to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 import pmrun
 from native_build import NATIVE, c_flags
-from pmrun.launcher import window
+from pmrun import window
 
 NUMBERS = {
     "MAGIC": "PMR_WINDOW_MAGIC",
@@ -27,6 +27,7 @@ NUMBERS = {
     "ABORT_MISMATCH": "PMR_ABORT_MISMATCH",
     "ABORT_STALLED": "PMR_ABORT_STALLED",
     "ABORT_STOPPED": "PMR_ABORT_STOPPED",
+    "RANK_ATTACHED": "PMR_RANK_ATTACHED",
     "RANK_LEFT": "PMR_RANK_LEFT",
     "RANK_FAILED": "PMR_RANK_FAILED",
     "RECORDER_STRIDE": "PMR_RECORDER_STRIDE",

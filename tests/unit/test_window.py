@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pmrun.launcher import window
+from pmrun import window
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_departures(made):
     made.mark_departed(3, failed=True)
     assert struct.unpack("<I", os.pread(made.fd, 4, 1024)) == (2,)
     assert struct.unpack("<4I", os.pread(made.fd, 16, 1088)) == (3, 0, 0, 4)
+    assert [made.rank_state(rank) for rank in range(4)] == [3, 0, 0, 4]
 
 
 class Recorded:

@@ -33,6 +33,7 @@ ERROR_TEXT_BYTES: Final = 768
 
 DEPARTURES_OFFSET: Final = 1024
 RANK_STATE_OFFSET: Final = 1088
+RANK_ATTACHED: Final = 1
 RANK_LEFT: Final = 3
 RANK_FAILED: Final = 4
 
@@ -155,6 +156,11 @@ class Window:
         os.pwrite(self.fd, _WORD.pack(state), RANK_STATE_OFFSET + 4 * local_rank)
         self._departures += 1
         os.pwrite(self.fd, _WORD.pack(self._departures), DEPARTURES_OFFSET)
+
+    def rank_state(self, local_rank: int) -> int:
+        """What the rank, or this agent, said last about itself."""
+        (state,) = _WORD.unpack(os.pread(self.fd, _WORD.size, RANK_STATE_OFFSET + 4 * local_rank))
+        return int(state)
 
     def last_call(self, local_rank: int) -> Call | None:
         """The newest call in a rank's flight recorder, if it ever made one."""
