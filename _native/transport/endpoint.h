@@ -71,6 +71,7 @@ typedef struct pmr_endpoint_options {
     const uint8_t *key;         /* PMR_KEY_BYTES that all ranks of this attempt share */
     uint32_t flows;             /* wanted lanes besides lane 0; 0: the transport's choice */
     bool encrypt;               /* refused by a transport that cannot */
+    uint32_t socket_bytes;      /* of the kernel's buffers per connection; 0: as the system adapts them */
     const char *library;        /* of transports that load one: its path; else NULL */
 } pmr_endpoint_options;
 

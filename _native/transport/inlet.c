@@ -131,6 +131,13 @@ static const char *begin(pmr_inlet *inlet, const pmr_sink *sink, pmr_endpoint_co
         return "a header without a kind";
     if (packet->payload_bytes > inlet->payload_max)
         return "a payload longer than any that is sent";
+    if (inlet->goodbye)
+        return "a packet behind its last one";
+    if (packet->kind >= PMR_PACKET_KIND_OWN) {
+        inlet->goodbye = packet->kind == PMR_PACKET_GOODBYE && packet->payload_bytes == 0;
+        inlet->start += HEADER;
+        return inlet->goodbye ? NULL : "a packet of an unknown kind";
+    }
     void *into = NULL;
     pmr_placing placing = sink->place(sink->arg, inlet->peer, inlet->lane, packet, &into);
     if (placing == PMR_PLACE_LATER) {

@@ -16,10 +16,12 @@
 #include "transport/endpoint.h"
 
 #define PMR_INLET_BUFFER_BYTES 16384u
+#define PMR_PACKET_GOODBYE     PMR_PACKET_KIND_OWN /* the last one of a stream; no sink sees it */
 
 typedef struct pmr_inlet {
     uint32_t peer, lane;
     uint32_t payload_max;
+    bool goodbye;           /* the other side will send no more */
     bool held;              /* the sink said LATER: nothing is read until it is asked again */
     bool large;             /* the last payload was one */
     bool showing;           /* `packet` is shown once its payload is in the buffer */

@@ -21,38 +21,44 @@ void pmr_outbox_fini(pmr_outbox *outbox)
     outbox->copies = NULL;
 }
 
-/* Where a copy of `bytes` goes; *taken_out: what it takes of the ring. NULL: no room. */
-static uint8_t *copy_room(pmr_outbox *outbox, uint32_t bytes, uint32_t *taken_out)
+/* What a copy takes of the ring of bytes, with what it leaves free at the end. */
+static uint32_t copy_takes(const pmr_outbox *outbox, uint32_t bytes)
 {
-    if (!outbox->copies && !(outbox->copies = malloc(PMR_OUTBOX_COPY_BYTES)))
-        return NULL;
     uint32_t to_end = PMR_OUTBOX_COPY_BYTES - outbox->copy_head;
-    bool around = bytes > to_end;
-    uint32_t skipped = around ? to_end : 0;
-    if (bytes + skipped > PMR_OUTBOX_COPY_BYTES - outbox->copy_used)
-        return NULL;
+    return bytes > to_end ? bytes + to_end : bytes;
+}
+
+bool pmr_outbox_room(pmr_outbox *outbox, uint32_t copy_bytes)
+{
+    if (outbox->put - outbox->settled == PMR_OUTBOX_ENTRIES)
+        return false;
+    if (copy_bytes == 0)
+        return true;
+    if (!outbox->copies && !(outbox->copies = malloc(PMR_OUTBOX_COPY_BYTES)))
+        return false;
+    return copy_takes(outbox, copy_bytes) <= PMR_OUTBOX_COPY_BYTES - outbox->copy_used;
+}
+
+static const uint8_t *copy(pmr_outbox *outbox, const void *payload, uint32_t bytes, uint32_t *taken_out)
+{
+    bool around = bytes > PMR_OUTBOX_COPY_BYTES - outbox->copy_head;
     uint8_t *room = outbox->copies + (around ? 0 : outbox->copy_head);
+    *taken_out = copy_takes(outbox, bytes);
     outbox->copy_head = (uint32_t)(room - outbox->copies) + bytes;
-    *taken_out = bytes + skipped;
     outbox->copy_used += *taken_out;
+    memcpy(room, payload, bytes);
     return room;
 }
 
 bool pmr_outbox_put(pmr_outbox *outbox, const pmr_packet *packet, const void *payload, uint64_t cookie,
                     uint32_t moved)
 {
-    if (outbox->put - outbox->settled == PMR_OUTBOX_ENTRIES)
+    uint32_t copy_bytes = cookie ? 0 : packet->payload_bytes;
+    if (!pmr_outbox_room(outbox, copy_bytes))
         return false;
     pmr_outgoing *entry = entry_of(outbox, outbox->put);
     entry->copy_bytes = 0;
-    entry->payload = payload;
-    if (!cookie && packet->payload_bytes) {
-        uint8_t *copy = copy_room(outbox, packet->payload_bytes, &entry->copy_bytes);
-        if (!copy)
-            return false;
-        memcpy(copy, payload, packet->payload_bytes);
-        entry->payload = copy;
-    }
+    entry->payload = copy_bytes ? copy(outbox, payload, copy_bytes, &entry->copy_bytes) : payload;
     entry->packet = *packet;
     entry->cookie = cookie;
     outbox->put++;
@@ -84,6 +90,20 @@ int pmr_outbox_gather(const pmr_outbox *outbox, struct iovec *vector, int count,
     return used;
 }
 
+static void forget(pmr_outbox *outbox)
+{
+    outbox->copy_used -= entry_of(outbox, outbox->settled)->copy_bytes;
+    if (outbox->copy_used == 0)
+        outbox->copy_head = 0;
+    outbox->settled++;
+}
+
+static void forget_untold(pmr_outbox *outbox)
+{
+    while (outbox->settled != outbox->written && !entry_of(outbox, outbox->settled)->cookie)
+        forget(outbox);
+}
+
 void pmr_outbox_advance(pmr_outbox *outbox, size_t bytes)
 {
     outbox->unsent_bytes -= bytes;
@@ -92,12 +112,13 @@ void pmr_outbox_advance(pmr_outbox *outbox, size_t bytes)
         size_t rest = sizeof entry->packet + (size_t)entry->packet.payload_bytes - outbox->moved;
         if (bytes < rest) {
             outbox->moved += (uint32_t)bytes;
-            return;
+            break;
         }
         bytes -= rest;
         outbox->moved = 0;
         outbox->written++;
     }
+    forget_untold(outbox);
 }
 
 void pmr_outbox_drop(pmr_outbox *outbox)
@@ -105,18 +126,15 @@ void pmr_outbox_drop(pmr_outbox *outbox)
     outbox->written = outbox->put;
     outbox->moved = 0;
     outbox->unsent_bytes = 0;
+    forget_untold(outbox);
 }
 
 bool pmr_outbox_settle(pmr_outbox *outbox, const pmr_sink *sink)
 {
     bool told = false;
     while (outbox->settled != outbox->written) {
-        const pmr_outgoing *entry = entry_of(outbox, outbox->settled);
-        uint64_t cookie = entry->cookie;
-        outbox->copy_used -= entry->copy_bytes;
-        if (outbox->copy_used == 0)
-            outbox->copy_head = 0;
-        outbox->settled++; /* before the sink is told: it may put another */
+        uint64_t cookie = entry_of(outbox, outbox->settled)->cookie;
+        forget(outbox); /* before the sink is told: it may put another */
         if (cookie) {
             sink->sent(sink->arg, cookie);
             told = true;

@@ -5,7 +5,8 @@
  * A ring of entries, each a header and a payload that is the sender's or, up to PMR_PACKET_COPY_MAX bytes, a copy in
  * the outbox's own ring of bytes. Who owns the stream asks for the bytes to write (`gather`), says how many it wrote
  * (`advance`), and gives finished payloads back when the owner of the endpoint may be told (`settle`).
- * Invariant: entries are finished in the order in which they were put, and each cookie is given back exactly once.
+ * Invariant: entries are finished in the order in which they were put, and each cookie is given back exactly once. What
+ * has no cookie needs no settling, unless something with one is before it.
  */
 #ifndef PMR_TRANSPORT_OUTBOX_H
 #define PMR_TRANSPORT_OUTBOX_H
@@ -37,6 +38,9 @@ typedef struct pmr_outbox {
 } pmr_outbox;
 
 void pmr_outbox_fini(pmr_outbox *outbox);
+
+/* Whether a packet, and a copy of `copy_bytes`, can be put. */
+bool pmr_outbox_room(pmr_outbox *outbox, uint32_t copy_bytes);
 
 /* `moved`: bytes of it that were written already (then the outbox must be empty). False: no room. */
 bool pmr_outbox_put(pmr_outbox *outbox, const pmr_packet *packet, const void *payload, uint64_t cookie,
