@@ -37,7 +37,7 @@ static pmr_status fill_out(pmr_comm *comm, const void *data, size_t bytes, int32
         *out = (pmr_p2p_out){.data = data,
                              .bytes = bytes,
                              .comm = comm->id,
-                             .dest_local = comm->local[dest],
+                             .dest_local = pmr_comm_local(comm, (uint32_t)dest),
                              .source = (int32_t)comm->rank,
                              .tag = tag};
     return status;
@@ -53,7 +53,7 @@ static pmr_status fill_in(pmr_comm *comm, void *data, size_t bytes, int32_t sour
         *in = (pmr_p2p_in){.data = data,
                            .bytes = bytes,
                            .comm = comm->id,
-                           .source_local = source >= 0 ? comm->local[source] : 0,
+                           .source_local = source >= 0 ? pmr_comm_local(comm, (uint32_t)source) : 0,
                            .source = source,
                            .tag = tag};
     return status;
