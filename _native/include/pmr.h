@@ -97,10 +97,18 @@ pmr_status pmr_net_open(const pmr_net_options *options, pmr_net **out, pmr_error
 /* What the other ranks need to reach this one: a line of text of less than PMR_ADDRESS_BYTES, good as long as the net. */
 const char *pmr_net_address(const pmr_net *net);
 
+/* How many ranks the layout has. */
+uint32_t pmr_net_ranks(const pmr_net *net);
+
 /* The addresses of all ranks of the world, in their order. Once; connections are made when they are used first. */
 pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error *error);
 
-/* Sends what is queued, for at most timeout_ns, and ends. Accepts NULL. Not while a context uses it. */
+/* Before there is a context: the first ranks of all nodes send each other 64 KiB and wait for the other's, so that a
+ * path that lets connections through and no data is found now, and the two nodes named. Others return at once. */
+pmr_status pmr_net_probe(pmr_net *net, int64_t timeout_ns, pmr_error *error);
+
+/* Sends what is queued, for at most timeout_ns, and ends. Accepts NULL. Not while a context uses it. Does nothing in a
+ * child that was made by fork. */
 void pmr_net_close(pmr_net *net, int64_t timeout_ns);
 
 /* Names of all transports, in the registry's order; NULL past the end. */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/clock.h"
 #include "core/status.h"
@@ -78,6 +79,7 @@ pmr_status pmr_net_open(const pmr_net_options *options, pmr_net **out, pmr_error
         free(net);
         return status;
     }
+    net->process = getpid();
     *out = net;
     return PMR_OK;
 }
@@ -85,6 +87,11 @@ pmr_status pmr_net_open(const pmr_net_options *options, pmr_net **out, pmr_error
 const char *pmr_net_address(const pmr_net *net)
 {
     return net->endpoint->address;
+}
+
+uint32_t pmr_net_ranks(const pmr_net *net)
+{
+    return net->ranks;
 }
 
 pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error *error)
@@ -98,7 +105,7 @@ pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error
 
 void pmr_net_close(pmr_net *net, int64_t timeout_ns)
 {
-    if (!net)
+    if (!net || net->process != getpid())
         return;
     pmr_endpoint_close(net->endpoint, pmr_deadline_ns(timeout_ns));
     free(net);

@@ -10,11 +10,14 @@
 
 #include "transport/endpoint.h"
 
+#define PMR_PACKET_PROBE (PMR_PACKET_KIND_OWN - 1) /* kind of the packets of pmr_net_probe; no context sends it */
+
 struct pmr_net {
     pmr_endpoint *endpoint;
     uint32_t rank, ranks;
     uint32_t node, nodes;
     bool connected;
+    int32_t process;       /* the one that opened it; a child made by fork has no part in it */
     uint32_t first_rank[]; /* nodes + 1 */
 };
 

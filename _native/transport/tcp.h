@@ -47,6 +47,8 @@ struct pmr_flow {
     uint32_t events; /* that the kernel watches; 0: not in the epoll set */
     uint32_t dials;  /* that came to nothing */
     int refusal;     /* what connect said at once, as an errno; the next poll acts on it */
+    uint32_t refusals; /* dials that ended before the key was proven */
+    int64_t dialed_ns;
     int64_t rest_until_ns;
     pmr_outbox outbox;
     pmr_inlet inlet; /* peer and lane are in it */

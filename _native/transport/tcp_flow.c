@@ -28,7 +28,9 @@
 #define WRITE_BYTES    (1u << 20) /* asked of the kernel at a time */
 #define READS_PER_TURN 4u         /* of one flow, before others have their turn */
 #define LAST_READS     64u /* turns of each other flow of a peer that ended badly */
-#define DIALS_MAX      24u        /* that come to nothing, over about 15 s */
+#define DIALS_MAX      24u        /* that come to nothing, over about 20 s */
+#define REFUSALS_MAX   8u         /* the peer is there and does not want us */
+#define PATIENCE_NS    5000000000 /* who was turned out after this was too slow, not refused */
 #define REST_MIN_NS    20000000
 #define REST_MAX_NS    1000000000
 #define SILENCE_MS     20000u /* after which a peer that should have acknowledged something is gone */
@@ -161,6 +163,7 @@ void pmr_flow_dial(pmr_tcp *self, pmr_flow *flow)
 {
     const pmr_address *address = &self->address[flow->inlet.peer];
     pmr_tcp_start_ticking(self);
+    flow->dialed_ns = pmr_now_ns();
     flow->state = PMR_FLOW_DIALING;
     flow->fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (flow->fd >= 0)
@@ -213,6 +216,14 @@ pmr_talking pmr_tcp_talk_on(int fd, pmr_tcp_talk *talk)
     return PMR_TALK_HEARD;
 }
 
+/* The other side closed in the middle. It may have been crowded; but not again and again. */
+static bool refused(pmr_tcp *self, pmr_flow *flow)
+{
+    if (pmr_now_ns() - flow->dialed_ns < PATIENCE_NS && ++flow->refusals == REFUSALS_MAX)
+        flow->dials = DIALS_MAX;
+    return rest(self, flow, "it closes each connection before the key is proven (is the secret the same there?)");
+}
+
 static bool prove(pmr_tcp *self, pmr_flow *flow)
 {
     char name[PMR_ADDRESS_BYTES];
@@ -221,7 +232,7 @@ static bool prove(pmr_tcp *self, pmr_flow *flow)
     case PMR_TALK_WAIT:
         return false;
     case PMR_TALK_ENDED:
-        return rest(self, flow, "it ends each connection before it has proven the key (is the secret the same there?)");
+        return refused(self, flow);
     case PMR_TALK_HEARD:
         break;
     }
