@@ -16,7 +16,14 @@ _CommunicatorType = TypeVar("_CommunicatorType", bound=Communicator)
 ANY_SOURCE: int
 ANY_TAG: int
 
-def open_context(communicator_type: type[_CommunicatorType], window_fd: int, local_rank: int) -> _CommunicatorType: ...
+def open_context(
+    communicator_type: type[_CommunicatorType],
+    window_fd: int,
+    local_rank: int,
+    *,
+    net: Net | None = None,
+    reproducible: bool = False,
+) -> _CommunicatorType: ...
 def close_context() -> None: ...
 def open_net(
     transport: str,

@@ -20,6 +20,11 @@ ATTEMPT = "PMRUN_ATTEMPT"  # 0 at the first start
 PEERS = "PMRUN_PEERS"  # comma-separated addresses of all nodes, in node order
 NODE_NAME = "PMRUN_NODE_NAME"  # this node's name, as reports show it
 WINDOW_FD = "PMRUN_WINDOW_FD"  # number of the inherited memfd of the node's window
+LAYOUT = "PMRUN_LAYOUT"  # "4,4,2": ranks of each node, in node order
+DATA_ADDRESS = "PMRUN_DATA_ADDRESS"  # this node's address for connections between ranks
+TRANSPORT = "PMRUN_TRANSPORT"  # "zmq", "tcp" or "auto": what carries data between nodes; also the option
+REPRODUCIBLE = "PMRUN_REPRODUCIBLE"  # "1": sums have the same bits on any layout; also the option
+ENCRYPT = "PMRUN_ENCRYPT"  # "1": data between nodes is encrypted; also the option
 
 # ---- read from the user's environment by a rank ----------------------------------------------------------
 ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests, benchmarks)
