@@ -115,7 +115,7 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     status = open_world(context, error);
     if (status)
         goto err_hub;
-    status = pmr_p2p_open(&context->p2p, window, context->p2p_area, context->engine, error);
+    status = pmr_p2p_open(&context->p2p, window, context->p2p_area, context->hub, context->engine, error);
     if (status)
         goto err_world;
     pmr_window_rank_state_set(window, window->local_rank, PMR_RANK_ATTACHED);

@@ -98,7 +98,7 @@ static void arrived(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *p
     pmr_channel *channel = channel_of(hub, packet);
     if (channel)
         channel->arrived(channel, peer, lane, packet, payload);
-    else if (packet->kind < PMR_PACKET_ABORT && packet->comm >= hub->next_comm)
+    else if (packet->kind >= PMR_PACKET_MESSAGE || packet->comm >= hub->next_comm)
         keep_orphan(hub, peer, lane, packet, payload);
 }
 
@@ -126,20 +126,20 @@ static void lost(void *arg, uint32_t peer, const pmr_error *error)
 pmr_status pmr_hub_open(pmr_hub **out, pmr_net *net, const pmr_window *window, bool crowded, pmr_error *error)
 {
     pmr_hub *hub = calloc(1, sizeof *hub);
-    bool *losses = calloc(net->ranks, sizeof *losses);
-    if (!hub || !losses) {
-        free(losses);
+    _Atomic bool *is_lost = calloc(net->ranks, sizeof *is_lost);
+    if (!hub || !is_lost) {
+        free(is_lost);
         free(hub);
         return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for the network of %u ranks", net->ranks);
     }
     hub->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
     if (hub->bell < 0) {
-        free(losses);
+        free(is_lost);
         free(hub);
         return pmr_fail_os(error, "cannot make an eventfd");
     }
     pthread_mutex_init(&hub->lock, NULL);
-    hub->lost = losses;
+    hub->lost = is_lost;
     hub->net = net;
     hub->endpoint = net->endpoint;
     hub->window = window;
@@ -254,7 +254,7 @@ void pmr_hub_comms_made(pmr_hub *hub, uint32_t next_comm)
     pmr_orphan **at = &hub->orphans;
     while (*at) {
         pmr_orphan *orphan = *at;
-        if (orphan->packet.comm >= hub->next_comm) {
+        if (orphan->packet.kind >= PMR_PACKET_MESSAGE || orphan->packet.comm >= hub->next_comm) {
             at = &orphan->next;
             continue;
         }

@@ -65,7 +65,7 @@ typedef struct pmr_hub {
     pmr_channel *last;              /* found */
     struct pmr_orphan *orphans, **orphans_end;
     uint32_t next_comm;             /* ids from here on are of communicators that are not made yet */
-    bool *lost;                     /* by world rank */
+    _Atomic bool *lost;             /* by world rank; written under the lock */
     pmr_error *losses;              /* why, by world rank; NULL: none yet */
     uint32_t large_lane;
     /* waiting */
