@@ -90,6 +90,8 @@ cdef extern from "include/pmr.h" nogil:
     ctypedef struct pmr_context_options:
         int window_fd
         uint32_t local_rank
+        pmr_net *net
+        bint reproducible
 
     pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **out, pmr_error *error)
     void pmr_context_close(pmr_context *context)

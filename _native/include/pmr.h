@@ -123,6 +123,9 @@ typedef struct pmr_request pmr_request;
 typedef struct pmr_context_options {
     int window_fd;              /* the node's window, inherited from the agent; -1: a world of one */
     uint32_t local_rank;        /* this rank's place in the window */
+    pmr_net *net;               /* connected, of more than one node; NULL: the world is one node. Stays the caller's, and
+                                 * open as long as the context */
+    bool reproducible;          /* sums have the bits of one node on any layout of ranks */
 } pmr_context_options;
 
 /* Maps the window and every local rank's heap. After failure *out is NULL and nothing is held. The fd stays

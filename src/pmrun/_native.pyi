@@ -17,7 +17,13 @@ ANY_SOURCE: int
 ANY_TAG: int
 
 def open_context(
-    communicator_type: type[_CommunicatorType], window_fd: int, local_rank: int, lifeline_fd: int = -1
+    communicator_type: type[_CommunicatorType],
+    window_fd: int,
+    local_rank: int,
+    lifeline_fd: int = -1,
+    *,
+    net: Net | None = None,
+    reproducible: bool = False,
 ) -> _CommunicatorType: ...
 def close_context() -> None: ...
 def open_net(

@@ -89,7 +89,7 @@ static uint32_t draw_receives(const plan *plan, uint32_t phase, const rank_env *
         for (uint32_t i = 0; i < stream->count; i++) {
             style style = plan->style[phase];
             receives[count++].in = (pmr_p2p_in){
-                .bytes = 3 << 20, .comm = phase, .source_local = source,
+                .bytes = 3 << 20, .comm = phase, .source_place = source,
                 .source = style == ANY_SOURCE || style == ANY_BOTH ? PMR_ANY_SOURCE : (int32_t)source,
                 .tag = style == ANY_TAG || style == ANY_BOTH ? PMR_ANY_TAG : stream->messages[i].tag};
         }
