@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 
-from pmrun import env, network
+from pmrun import env
 from pmrun.errors import (
     AlreadyInitializedError,
     CollectiveError,
@@ -28,6 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, ModuleType, TracebackType
 
+    from pmrun import network
     from pmrun._native import Net
     from pmrun.communicator import Communicator
 
@@ -76,7 +77,7 @@ def join(timeout: float | None, exchange: network.Exchange | None) -> Communicat
     net = _connect(native, exchange) if descriptor >= 0 else None
     try:
         opened: Communicator = native.open_context(
-            world_type, descriptor, local_rank, lifeline, net=net, reproducible=network.is_reproducible()
+            world_type, descriptor, local_rank, lifeline, net=net, reproducible=os.environ.get(env.REPRODUCIBLE) == "1"
         )
     except BaseException:
         if net is not None:
@@ -145,6 +146,10 @@ def _load_native() -> ModuleType:
 
 def _connect(native: ModuleType, exchange: network.Exchange | None) -> Net | None:
     """The network to the other nodes; None where the gang has one."""
+    if "," not in os.environ.get(env.LAYOUT, ""):
+        return None  # as nearly always, and what follows takes time to load
+    from pmrun import network
+
     sizes = network.layout()
     if not sizes:
         return None
