@@ -132,13 +132,6 @@ static bool reads_possible(pmr_comm *comm)
     return context->remote_reads == PMR_READS_POSSIBLE;
 }
 
-/* Measured: below it, two copies through the caches are faster than one by the kernel, which has to pin the
- * pages first. With more ranks than CPUs the chunks of two copies also cost switches between ranks. */
-static size_t remote_bytes_min(const pmr_comm *comm)
-{
-    return comm->crowded ? (size_t)3 << 20 : (size_t)6 << 20;
-}
-
 /* Where several take the same block, one copy to shared memory serves all of them, and they read it from there
  * as fast as they can write. */
 static bool has_one_taker(const pmr_task *task)
@@ -154,7 +147,7 @@ enum pmr_style pmr_blocks_style(const pmr_task *task)
         return PMR_STYLE_EXPOSED;
     size_t block_bytes = pmr_blocks_total(task) / pmr_blocks_count(task);
     bool remote = !pmr_blocks_reducing(task) && has_one_taker(task) &&
-                  block_bytes >= remote_bytes_min(task->comm) && reads_possible(task->comm);
+                  block_bytes >= task->comm->context->remote_bytes_min[task->comm->crowded] && reads_possible(task->comm);
     return remote ? PMR_STYLE_REMOTE : PMR_STYLE_STAGED;
 }
 

@@ -51,6 +51,7 @@ struct pmr_context {
     bool reproducible;  /* the same bits on any layout */
     bool crowded; /* more local ranks than CPUs */
     size_t cache_bytes;
+    size_t remote_bytes_min[2]; /* where its ranks have CPUs of their own, and where not */
     /* Whether ranks may read each other's private memory: found out at the first use. */
     enum { PMR_READS_UNKNOWN = 0, PMR_READS_POSSIBLE, PMR_READS_REFUSED } remote_reads;
 };

@@ -100,6 +100,8 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     context->recorder = pmr_window_recorder(window, window->local_rank);
     pmr_recorder_open(context->recorder);
     pmr_remote_open(context->recorder);
+    context->remote_bytes_min[false] = pmr_remote_bytes_min(false);
+    context->remote_bytes_min[true] = pmr_remote_bytes_min(true);
     status =
         pmr_heap_init(&context->heap, pmr_window_heap(window, window->local_rank), window->heap_bytes,
                       window->fd, (uint64_t)(pmr_window_heap(window, window->local_rank) - window->base));
