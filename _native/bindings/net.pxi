@@ -5,8 +5,6 @@
 # The program's bootstrap opens it, publishes the address, hands in those of all ranks, tries the paths, and gives it
 # to open_context. Invariant: it is closed at most once, and only by the process that opened it.
 
-cdef int64_t CLOSE_NS = 5000000000  # what was sent shall still leave; a peer that does not read is not waited for longer
-
 
 @cython.final
 cdef class Net:
@@ -61,12 +59,13 @@ cdef class Net:
             status = pmr_net_probe(net, timeout_ns, &error)
         check(status, &error)
 
-    def close(self):
-        """Send what is queued, and end. A second time it does nothing."""
+    def close(self, timeout=5.0):
+        """Send what is queued, for at most `timeout` seconds, and end. A second time it does nothing."""
         cdef pmr_net *net = self.handle
+        cdef int64_t timeout_ns = nanoseconds_of(timeout)
         self.handle = NULL
         with nogil:
-            pmr_net_close(net, CLOSE_NS)
+            pmr_net_close(net, timeout_ns)
 
 
 def open_net(str transport, str bind_address, unsigned int rank, layout, bytes key, unsigned int flows=0,

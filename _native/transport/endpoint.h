@@ -29,6 +29,7 @@
 #define PMR_PACKET_COPY_MAX 8192u           /* payload that a send with cookie 0 may have */
 #define PMR_PACKET_SHOW_MAX (256u * 1024u)  /* payload that a sink may ask to be shown */
 #define PMR_PACKET_KIND_OWN 0xffff0000u     /* kinds from here on are the transport's own */
+#define PMR_PACKET_GOODBYE PMR_PACKET_KIND_OWN /* the last one of a lane; no sink sees it */
 
 typedef struct pmr_packet {
     uint32_t kind;              /* of the sender's choice, but never 0 and below PMR_PACKET_KIND_OWN */
@@ -116,10 +117,18 @@ struct pmr_endpoint {
     uint32_t lanes;             /* at least 2 */
     uint32_t payload_max;       /* of one packet */
     uint32_t fragment_bytes;    /* payload at which large data is carried best */
+    bool threaded;              /* moves data in threads of its own: who spins takes their CPU */
     int descriptor;             /* readable when poll may have something to do */
     char address[PMR_ADDRESS_BYTES]; /* what others connect to: text, published as it is */
     pmr_endpoint_counts counts;
 };
+
+/* What an endpoint tells while it closes: nothing, and all that comes waits. */
+extern const pmr_sink pmr_sink_of_closing;
+
+/* A connection takes descriptors, and the limit that a process begins with is often only a default: raises it to
+ * `needed`, as far as the system lets us. */
+void pmr_endpoint_raise_descriptors(uint64_t needed);
 
 /* The transport of that name; NULL: there is none. */
 const pmr_endpoint_ops *pmr_endpoint_find(const char *name);

@@ -16,7 +16,6 @@
 #include "transport/endpoint.h"
 
 #define PMR_INLET_BUFFER_BYTES 16384u
-#define PMR_PACKET_GOODBYE     PMR_PACKET_KIND_OWN /* the last one of a stream; no sink sees it */
 
 typedef struct pmr_inlet {
     uint32_t peer, lane;

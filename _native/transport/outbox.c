@@ -129,10 +129,10 @@ void pmr_outbox_drop(pmr_outbox *outbox)
     forget_untold(outbox);
 }
 
-bool pmr_outbox_settle(pmr_outbox *outbox, const pmr_sink *sink)
+bool pmr_outbox_settle_to(pmr_outbox *outbox, uint32_t upto, const pmr_sink *sink)
 {
     bool told = false;
-    while (outbox->settled != outbox->written) {
+    while ((int32_t)(upto - outbox->settled) > 0) {
         uint64_t cookie = entry_of(outbox, outbox->settled)->cookie;
         forget(outbox); /* before the sink is told: it may put another */
         if (cookie) {

@@ -65,7 +65,12 @@ static inline bool pmr_outbox_unsettled(const pmr_outbox *outbox)
     return outbox->settled != outbox->written;
 }
 
-/* Tells the sink of payloads that were written. True: there was one. */
-bool pmr_outbox_settle(pmr_outbox *outbox, const pmr_sink *sink);
+/* Tells the sink of payloads that were written, of entries before `upto`. True: there was one. */
+bool pmr_outbox_settle_to(pmr_outbox *outbox, uint32_t upto, const pmr_sink *sink);
+
+static inline bool pmr_outbox_settle(pmr_outbox *outbox, const pmr_sink *sink)
+{
+    return pmr_outbox_settle_to(outbox, outbox->written, sink);
+}
 
 #endif

@@ -86,9 +86,9 @@ static pmr_status name_missing(const probe *self, int64_t timeout_ns, pmr_error 
         snprintf(nodes + used, sizeof nodes - used, "%s%u", named > 1 ? ", " : "", node);
     }
     return pmr_fail(error, PMR_ERR_STALLED,
-                    "no data came to node %u from node %s%s within %lld s: does a firewall, or an MTU that is too large, "
+                    "no data came to node %u from node %s%s within %.3g s: does a firewall, or an MTU that is too large, "
                     "stand between them?",
-                    self->net->node, nodes, named > NAMED_MAX ? ", ..." : "", (long long)(timeout_ns / 1000000000));
+                    self->net->node, nodes, named > NAMED_MAX ? ", ..." : "", (double)timeout_ns / 1e9);
 }
 
 static pmr_status run(probe *self, int64_t timeout_ns, pmr_error *error)

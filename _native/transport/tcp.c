@@ -18,7 +18,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <linux/sockios.h>
 #include <unistd.h>
@@ -259,27 +258,6 @@ static void free_tcp(pmr_tcp *self)
     free(self);
 }
 
-static pmr_placing place_later(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *packet, void **into_out)
-{
-    (void)arg, (void)peer, (void)lane, (void)packet, (void)into_out;
-    return PMR_PLACE_LATER;
-}
-
-static void arrived_nowhere(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *packet, const void *payload)
-{
-    (void)arg, (void)peer, (void)lane, (void)packet, (void)payload;
-}
-
-static void sent_untold(void *arg, uint64_t cookie)
-{
-    (void)arg, (void)cookie;
-}
-
-static void lost_untold(void *arg, uint32_t peer, const pmr_error *error)
-{
-    (void)arg, (void)peer, (void)error;
-}
-
 /* All that was written has reached the other kernels: a reset could not destroy it any more. */
 static bool acknowledged(const pmr_tcp *self)
 {
@@ -311,7 +289,7 @@ static void tcp_close(pmr_endpoint *base, int64_t deadline_ns)
 {
     static const pmr_packet goodbye = {.kind = PMR_PACKET_GOODBYE};
     pmr_tcp *self = (pmr_tcp *)base;
-    base->sink = (pmr_sink){NULL, place_later, arrived_nowhere, sent_untold, lost_untold};
+    base->sink = pmr_sink_of_closing;
     if (flush(self, deadline_ns)) {
         for (uint32_t i = 0; i < base->ranks * base->lanes; i++)
             if (self->flows[i] && self->flows[i]->state == PMR_FLOW_OPEN)
@@ -362,16 +340,6 @@ static bool watch(pmr_tcp *self, int fd, uint32_t kind)
     return epoll_ctl(self->base.descriptor, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-/* A connection takes a descriptor; the limit that a process begins with is often only a default. */
-static void raise_descriptor_limit(uint64_t needed)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < needed && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = needed < limit.rlim_max ? needed : limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 static const pmr_endpoint_ops tcp_ops;
 
 static pmr_status tcp_open(const pmr_endpoint_options *options, pmr_endpoint **out, pmr_error *error)
@@ -404,7 +372,7 @@ static pmr_status tcp_open(const pmr_endpoint_options *options, pmr_endpoint **o
     self->flows = calloc(count, sizeof *self->flows);
     self->base.descriptor = epoll_create1(EPOLL_CLOEXEC);
     self->timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    raise_descriptor_limit((uint64_t)count + 1024);
+    pmr_endpoint_raise_descriptors((uint64_t)count + 1024);
     pmr_status status = PMR_OK;
     if (!self->address || !self->lost || !self->flows)
         status = pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a network of %u ranks", options->ranks);

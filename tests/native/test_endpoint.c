@@ -3,10 +3,11 @@
  * test_endpoint.c: what every transport between nodes must do, over each that is registered.
  *
  * Traffic of fixed and of random sizes between two and four ranks, both ways at once and on two lanes at once, with a
- * sink that holds back at random; ranks that leave in the middle. Usage: test_endpoint [seed]
+ * sink that holds back at random; ranks that leave in the middle. Usage: test_endpoint [seed [libzmq]]
  */
 #include "endpoint_world.h"
 
+static const char *library;
 static uint32_t fixed_bytes;
 
 static uint32_t size_fixed(uint64_t mixed, uint32_t lane)
@@ -24,7 +25,7 @@ static uint32_t size_random(uint64_t mixed, uint32_t lane)
 static void run_pairs(const char *transport, uint32_t ranks, uint32_t (*size_of)(uint64_t, uint32_t), uint32_t count)
 {
     static world world;
-    world_open(&world, transport, NULL, ranks);
+    world_open(&world, transport, library, ranks);
     world.size_of = size_of;
     for (uint32_t from = 0; from < ranks; from++)
         for (uint32_t to = 0; to < ranks; to++)
@@ -55,7 +56,7 @@ static void test_leaving(const char *transport)
 {
     static world world;
     for (uint32_t round = 0; round < 20; round++) {
-        world_open(&world, transport, NULL, 3);
+        world_open(&world, transport, library, 3);
         world.size_of = size_random;
         for (uint32_t from = 0; from < 3; from++)
             for (uint32_t to = 0; to < 3; to++)
@@ -77,9 +78,12 @@ static void test_leaving(const char *transport)
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
+    library = argc > 2 && argv[2][0] ? argv[2] : NULL;
     pmr_error error;
     for (size_t i = 0; pmr_endpoint_name(i); i++) {
         const char *transport = pmr_endpoint_name(i);
+        if (!world_can(transport, library))
+            continue;
         random_state = seed;
         test_sizes(transport);
         run_pairs(transport, 4, size_random, 150);

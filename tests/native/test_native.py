@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from native_build import NativeBuild
+from pmrun import libzmq
 
 PROGRAMS = sorted(Path(__file__).parent.glob("test_*.c"))
 TIMEOUT_S = 300  # under a sanitizer on a busy machine; plain ones take seconds
@@ -34,7 +35,7 @@ def native(request: pytest.FixtureRequest) -> NativeBuild:
 def test_program(source: Path, native: NativeBuild, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     seed = str(request.config.getoption("--seed"))
     run = subprocess.run(
-        [native.program(source), seed],
+        [native.program(source), seed, libzmq.find() or ""],
         cwd=tmp_path,
         env={**os.environ, **SANITIZER_OPTIONS},
         stdout=subprocess.PIPE,
