@@ -318,10 +318,7 @@ static bool poll_for_a_while(pmr_hub *hub, uint32_t seen, pmr_wait_policy *polic
         }
         if (watch->abort_state && atomic_load_explicit(watch->abort_state, memory_order_acquire) != 0)
             return false;
-        if (hub->crowded || i % 8 == 7)
-            sched_yield();
-        else
-            pmr_cpu_relax();
+        sched_yield(); /* a poll costs as much; and the peer may be a process of this very CPU */
     }
     policy->polls = polls / 2 > POLLS_MIN ? polls / 2 : POLLS_MIN;
     return false;
