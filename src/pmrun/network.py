@@ -88,7 +88,9 @@ def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int])
     wanted = os.environ.get(env.TRANSPORT, "auto")
     address = os.environ.get(env.DATA_ADDRESS, "")
     if not address:
-        raise UsageError(f"{env.LAYOUT} tells of {len(sizes)} nodes, but {env.DATA_ADDRESS} is not set: start with pmrun")
+        raise UsageError(
+            f"{env.LAYOUT} tells of {len(sizes)} nodes, but {env.DATA_ADDRESS} is not set: start with pmrun"
+        )
     net: Net = native.open_net(
         TRANSPORTS.get(wanted, wanted), address, rank, sizes, exchange.key(), encrypt=os.environ.get(env.ENCRYPT) == "1"
     )

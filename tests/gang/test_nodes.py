@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from nodes_helper import nodes_run
 
 BODY = Path(__file__).parent / "collectives_body.py"
