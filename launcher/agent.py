@@ -18,8 +18,7 @@ from typing import Final
 
 import msgspec
 
-from pmrun import wire
-from pmrun.launcher import window
+from pmrun import window, wire
 from pmrun.launcher.describe import ended
 
 _SIGTERM: Final = 15
@@ -105,10 +104,9 @@ Action = Send | Launch | SignalRanks | KillAll | Tell | Depart | FeedStdin | Add
 class Agent:
     """State of one node."""
 
-    def __init__(self, node_rank: int, pid: int) -> None:
+    def __init__(self, hello: wire.Hello) -> None:
         self.phase = Phase.WAITING
-        self._node_rank = node_rank
-        self._pid = pid
+        self._hello = hello
         self._node_name = ""
         self._alive: set[int] = set()
         self._stop: wire.Stop | None = None
@@ -119,7 +117,7 @@ class Agent:
 
     def on_connected(self) -> list[Action]:
         """The link stands."""
-        return [Send(wire.Hello(wire.VERSION, self._node_rank, self._pid))]
+        return [Send(self._hello)]
 
     def on_message(self, message: wire.Message, now: float) -> list[Action]:
         """The controller said something. What comes too late to matter is ignored."""
@@ -138,7 +136,7 @@ class Agent:
             return [SignalRanks(message.number)] if self.phase is Phase.RUNNING else []
         if isinstance(message, wire.Stop):
             return self._on_stop(message, now)
-        if isinstance(message, wire.Leave):
+        if isinstance(message, (wire.Leave, wire.Refused)):
             return self._leave(now)
         return []
 

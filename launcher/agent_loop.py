@@ -2,8 +2,9 @@
 """The agent's driver: carries out what launcher/agent.py decides, and turns the world into its events.
 
 One thread, one poll loop over the link, the ranks' pipes, the status pipe of the start and SIGCHLD. It never
-blocks in a read or write. Invariant: the agent ends only when it has no child left (or gave up on what hangs
-in the kernel), whether the controller lives or not.
+blocks in a read or write. Across machines the controller's signs of life have a lease, and a lifeline (the agent's
+standard input) ends with whoever started the agent. Invariant: the agent ends only when it has no child left (or
+gave up on what hangs in the kernel), whether the controller lives or not.
 """
 
 from __future__ import annotations
@@ -11,29 +12,56 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 import time
-from typing import Final, NoReturn
+from typing import Final
+
+import msgspec
 
 from pmrun import wire
 from pmrun.errors import ExitCode
-from pmrun.launcher import agent, limits, process_tree, rank_process
+from pmrun.launcher import agent, keys, limits, process_tree, rank_process
+from pmrun.launcher.agent_store import AgentStore
 from pmrun.launcher.cgroup import ControlGroups, usable_cpus, usable_memory
 from pmrun.launcher.environment import base_environment, rank_environment
+from pmrun.launcher.lease import LEASE_S, Leases
 from pmrun.launcher.link import Link, LinkLost
+from pmrun.launcher.placement import cores, map_by_core
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.rank_streams import InputStream, OutputStream
-from pmrun.launcher.window import Window, heap_bytes
+from pmrun.window import Window, heap_bytes
 
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
+
+
+class Own(msgspec.Struct, frozen=True):
+    """The part of an order that a node started by hand was given itself."""
+
+    command: tuple[bytes, ...]
+    cwd: bytes | None
+    env: tuple[tuple[bytes, bytes], ...]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What an agent knows of itself before its controller has said anything."""
+
+    hello: wire.Hello
+    secret: bytes  # of the job
+    lifeline: int = -1  # a descriptor that ends with whoever started the agent
+    own: Own | None = None  # what the ranks of this node run, where it was said here and not to the controller
 
 
 class AgentLoop:
     """One node's agent."""
 
-    def __init__(self, link: Link, node_rank: int) -> None:
+    def __init__(self, link: Link, place: Place) -> None:
         self._link = link
-        self._machine = agent.Agent(node_rank, os.getpid())
+        self._place = place
+        self.end: tuple[str, int] = ("", ExitCode.OK)  # why it ended, if not in peace, and the gang's exit code
+        self._machine = agent.Agent(place.hello)
+        now = time.monotonic()
+        self._lease = Leases(now) if link.needs_lease else None
+        if self._lease is not None:
+            self._lease.add(0, now)
         self._poller = Poller()
         self._inbox = SignalInbox((signal.SIGCHLD, signal.SIGTERM))
         self._groups = ControlGroups()
@@ -44,33 +72,78 @@ class AgentLoop:
         self._processes: dict[int, rank_process.RankProcess] = {}  # by pid, until reaped
         self._pids: list[int] = []
         self._sent: dict[int, int] = {}  # by rank: last signal sent
+        self._standing: dict[int, wire.Standing] = {}  # by rank: what it was in before that
         self._outputs: dict[tuple[int, int], OutputStream] = {}
+        self._outputs_changed = False  # what is to be polled for them
+        self._link_full = False
         self._inputs: dict[int, InputStream] = {}
+        self._store = AgentStore(link, self._poller)
         self._stdin_taken = 0
         self._draining = False
+        self._lost = False  # the controller
         self._leaving = False
 
     def run(self) -> None:
         """Serve the controller until it says Leave or is gone."""
         self._poller.watch(self._inbox.fd, READ, self._on_signals)
+        if self._place.lifeline >= 0:
+            self._poller.watch(self._place.lifeline, READ, self._on_lifeline)
         self._do(self._machine.on_connected())
         while not self._leaving:
-            self._watch_link()
+            if not self._lost:
+                self._link.watch(self._poller, self._on_link)
             self._watch_outputs()
+            self._poller.wait(self._patience_s())
+            now = time.monotonic()
+            self._store.on_tick(now)
+            if not self._lost and self._link.pending():
+                self._on_link(READ)
             deadline = self._machine.deadline()
-            self._poller.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            deadline = self._machine.deadline()
-            if deadline is not None and time.monotonic() >= deadline:
-                self._do(self._machine.on_tick(time.monotonic()))
+            if deadline is not None and now >= deadline:
+                self._do(self._machine.on_tick(now))
+            self._keep_lease(now)
 
     # ---- events ---------------------------------------------------------------------------------------
 
-    def _watch_link(self) -> None:
-        events = READ | WRITE if self._link.wants_write() else READ
-        self._poller.watch(self._link.fileno(), events, self._on_link)
+    def _patience_s(self) -> float | None:
+        """How long nothing has to be done."""
+        if not self._lost and self._link.pending():
+            return 0.0
+        lease = self._lease.deadline() if self._lease is not None else None
+        times = [self._machine.deadline(), self._store.deadline(), lease]
+        deadline = min((at for at in times if at is not None), default=None)
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def _keep_lease(self, now: float) -> None:
+        if self._lease is None or self._lost:
+            return
+        if self._lease.look(now):
+            self._lose(f"no sign of life from the main node for {LEASE_S:g} s")
+        elif self._lease.beat_due(now):
+            self._link.send(wire.Beat())
+
+    def _lose(self, why: str) -> None:
+        """The controller is gone."""
+        if self._lost:
+            return
+        self._lost = True
+        self._link.forget(self._poller)
+        self.end = (f"the main node is lost: {why}", ExitCode.AGENT_LOST)
+        self._do(self._machine.on_link_lost(time.monotonic()))
+
+    def _on_lifeline(self, events: int) -> None:
+        """Nobody writes to it any more: its end is all it can say."""
+        if os.read(self._place.lifeline, 4096):
+            return
+        self._poller.forget(self._place.lifeline)
+        self._lose("whoever started this agent is gone")
 
     def _watch_outputs(self) -> None:
         full = self._link.backlog_bytes > _BACKLOG_BYTES
+        if full == self._link_full and not self._outputs_changed:
+            return  # most rounds are about something else, and there may be a thousand streams
+        self._link_full, self._outputs_changed = full, False
+        self._store.pause(full)
         for stream in self._outputs.values():
             if stream.fd < 0:
                 continue
@@ -81,23 +154,38 @@ class AgentLoop:
 
     def _on_link(self, events: int) -> None:
         now = time.monotonic()
-        if events & WRITE:
-            self._link.on_writable()
-        if not events & (READ | GONE):
-            return
         try:
             messages = self._link.receive()
-        except LinkLost:
-            self._poller.forget(self._link.fileno())
-            self._do(self._machine.on_link_lost(now))
+        except LinkLost as error:
+            self._lose(str(error))
             return
+        if messages and self._lease is not None:
+            self._lease.heard(0, now)
         for message in messages:
+            if isinstance(message, wire.StoreReply):
+                self._store.reply(message)
+                continue
+            self._note_end(message, now)
             self._do(self._machine.on_message(message, now))
+
+    def _note_end(self, message: wire.Message, now: float) -> None:
+        """What the driver itself learns from a message."""
+        if isinstance(message, wire.Leave):
+            told = message.code and self._place.own is not None  # a person sits at this node
+            text = f"the job ended with exit code {message.code}; the main node tells why" if told else ""
+            self.end = (text, message.code)
+        elif isinstance(message, wire.Refused):
+            self.end = (message.text, message.code)
+        elif isinstance(message, wire.Signal) and self._lease is not None:
+            if message.number == signal.SIGSTOP:  # Ctrl-Z: pmrun stops too, until it says SIGCONT
+                self._lease.pause(now)
+            elif message.number == signal.SIGCONT:
+                self._lease.resume(now)
 
     def _on_signals(self, events: int) -> None:
         numbers = self._inbox.read()
         if signal.SIGTERM in numbers:
-            self._do(self._machine.on_link_lost(time.monotonic()))
+            self._lose("this agent was stopped by SIGTERM")
         if signal.SIGCHLD in numbers:
             self._reap()
 
@@ -121,11 +209,13 @@ class AgentLoop:
         local_rank = rank - self._start.first_rank
         sent = self._sent.get(rank, 0)
         out, err = self._outputs[rank, wire.OUT], self._outputs[rank, wire.ERR]
+        self._outputs_changed = True
         for stream in (out, err):
             fd = stream.fd
             if not stream.collect() and fd >= 0:
                 self._poller.forget(fd)
         self._close_input(rank)
+        self._store.close(rank)
         abort = self._window.read_abort()
         call = self._window.last_call(local_rank) if status else None
         exited = wire.RankExited(
@@ -139,7 +229,8 @@ class AgentLoop:
             abort_text=abort.text if abort else "",
             out_tail=out.tail() if status else b"",
             err_tail=err.tail() if status else b"",
-            last_call=str(call) if call else "",
+            last_call=f"{call}{' (still inside)' if call.inside else ''}" if call else "",
+            standing=self._standing.get(rank),
         )
         self._do(self._machine.on_rank_exited(exited, time.monotonic()))
 
@@ -152,6 +243,7 @@ class AgentLoop:
 
     def _on_output(self, stream: OutputStream) -> None:
         fd = stream.fd
+        self._outputs_changed = True
         if not stream.read():
             self._poller.forget(fd)
             self._check_drained()
@@ -191,8 +283,7 @@ class AgentLoop:
                 if self._window is not None and self._start is not None:
                     self._window.mark_departed(action.rank - self._start.first_rank, action.failed)
             elif isinstance(action, agent.Tell):
-                if self._window is not None:
-                    self._window.write_abort(action.state, action.rank, action.node, action.text)
+                self._tell(action)
             elif isinstance(action, agent.FeedStdin):
                 self._feed_stdin(action.data)
             elif isinstance(action, agent.SignalRanks):
@@ -207,6 +298,9 @@ class AgentLoop:
                 self._leaving = True
 
     def _launch(self, start: wire.Start) -> None:
+        if self._place.own is not None:
+            own = self._place.own
+            start = msgspec.structs.replace(start, command=own.command, cwd=own.cwd, env=own.env)
         self._start = start
         ranks = start.local_world_size
         refusal = limits.refuse(ranks, self._groups)
@@ -226,6 +320,7 @@ class AgentLoop:
         program = rank_process.Program(
             list(start.command), start.cwd, base_environment(os.environb, start, cpus), self._window.fd, open_files
         )
+        self._store.open(start, keys.data_key(self._place.secret, start.attempt))
         self._status_fd, status_write = os.pipe()
         os.set_blocking(self._status_fd, False)
         gc.freeze()  # so that no collection in a child copies the agent's pages
@@ -239,7 +334,7 @@ class AgentLoop:
         else:
             self._poller.watch(self._status_fd, READ, self._check_started)
 
-    def _refuse(self, text: str, code: ExitCode) -> None:
+    def _refuse(self, text: str, code: int) -> None:
         """Nothing was started, and nothing will be."""
         self._do(self._machine.on_start_failed(-1, text, code, time.monotonic()))
         self._reap()
@@ -247,17 +342,23 @@ class AgentLoop:
     def _fork_ranks(
         self, start: wire.Start, program: rank_process.Program, status_fd: int
     ) -> rank_process.StartProblem | None:
+        bound: tuple[tuple[int, ...], ...] = ((),) * start.local_world_size
+        if start.bind_to_core:
+            bound = map_by_core(start.local_world_size, cores(os.sched_getaffinity(0)))
         for local_rank in range(start.local_world_size):
             rank = start.first_rank + local_rank
-            own = rank_environment(start, local_rank, program.window_fd)
-            cpus = start.cpus[local_rank] if start.cpus else ()
             try:
-                process = rank_process.start_rank(rank, program, own, cpus, rank in start.stdin_ranks, status_fd)
+                with self._store.line_of(rank) as theirs:
+                    own = rank_environment(start, local_rank, program.window_fd, theirs.fileno())
+                    process = rank_process.start_rank(
+                        rank, program, own, bound[local_rank], rank in start.stdin_ranks, theirs.fileno(), status_fd
+                    )
             except OSError as error:
                 return rank_process.StartProblem(rank, rank_process.Step.FORK, error.errno or 0)
             self._processes[process.pid] = process
             self._pids.append(process.pid)
             for number, fd in ((wire.OUT, process.stdout), (wire.ERR, process.stderr)):
+                self._outputs_changed = True
                 self._outputs[rank, number] = OutputStream(rank, number, fd, start.credit_bytes, self._link.send)
             if process.stdin >= 0:
                 self._inputs[rank] = InputStream(process.stdin)
@@ -268,10 +369,22 @@ class AgentLoop:
         for process in self._processes.values():
             if number not in (signal.SIGSTOP, signal.SIGCONT):  # which end nobody
                 self._sent[process.rank] = number
+                if process.rank not in self._standing:
+                    self._standing[process.rank] = self._look_at(process.rank)
             try:
                 os.killpg(process.pid, number)
             except ProcessLookupError:
                 os.kill(process.pid, number)  # before its setsid; unreaped, so the number is still its own
+
+    def _look_at(self, rank: int) -> wire.Standing:
+        """Where a rank stands in pmrun's calls now."""
+        assert self._start is not None and self._window is not None
+        local_rank = rank - self._start.first_rank
+        call = self._window.open_call(local_rank)
+        if call is not None:
+            return wire.Standing(str(call), True)
+        last = self._window.last_call(local_rank)
+        return wire.Standing(str(last) if last else "", False)
 
     def _kill_all(self) -> None:
         self._signal_ranks(signal.SIGKILL)
@@ -300,7 +413,15 @@ class AgentLoop:
         stream = self._outputs.get((action.rank, action.stream))
         if stream is not None:
             stream.add_credit(action.count)
+            self._outputs_changed = True
             self._check_drained()
+
+    def _tell(self, action: agent.Tell) -> None:
+        """To those in collectives by the window, to those that wait in the store by their lines."""
+        if self._window is not None:
+            self._window.write_abort(action.state, action.rank, action.node, action.text)
+            record = self._window.read_abort() or action  # a rank may have told a better story
+            self._store.end_gang(record.state, record.rank, record.node, record.text)
 
     # ---- standard input -------------------------------------------------------------------------------
 
@@ -347,28 +468,3 @@ class AgentLoop:
         elif min(taken) > self._stdin_taken:
             self._link.send(wire.StdinCredit(min(taken) - self._stdin_taken))
             self._stdin_taken = min(taken)
-
-
-def run_agent(link: Link, node_rank: int) -> NoReturn:
-    """Be the agent in this process, made by fork, until the end.
-
-    A session of its own keeps the terminal's signals away: the controller gets them and says what to do.
-    """
-    code = ExitCode.INTERNAL
-    try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        os.close(null)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        rank_process.become_subreaper()
-        AgentLoop(link, node_rank).run()
-        code = ExitCode.OK
-    finally:
-        kind, value, trace = sys.exc_info()
-        if kind is not None and value is not None:
-            sys.excepthook(kind, value, trace)  # this process must not return into its copy of pmrun
-        os._exit(code)

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pmrun.errors import ExitCode, LaunchError, UsageError
-from pmrun.launcher import options as opt
+from pmrun.launcher import commands, options as opt
 from pmrun.launcher.command_line import Kind, split
 
 if TYPE_CHECKING:
@@ -47,12 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("this is a defect of pmrun; please report it with the lines above", ExitCode.INTERNAL)
 
 
-def _complain(text: str, code: ExitCode) -> int:
+def _complain(text: str, code: int) -> int:
     print("pmrun: " + " ".join(text.splitlines()), file=sys.stderr)
     return code
 
 
 def _run(arguments: Sequence[str]) -> int:
+    command = commands.find(arguments[0]) if arguments else None
+    if command is not None:
+        return command(list(arguments[1:]))
     line = split(arguments)
     asked = opt.Values()
     for setting in line.settings:
@@ -127,16 +130,18 @@ def build_job(line: CommandLine) -> Job:
     """Check everything that needs no process, and say it all in one Job."""
     from pmrun.launcher.cgroup import ControlGroups, usable_cpus
     from pmrun.launcher.job import BindTo, Job, Output, Stream
+    from pmrun.launcher.nodes import read_nodes
     from pmrun.launcher.program import complete_command
 
     if line.kind is Kind.NOTHING and not line.settings:
         raise UsageError("nothing to run; write: pmrun -n 4 script.py args... (pmrun --help has examples)")
     values = read_values(line)
-    backend = _backend_name(values)
+    nodes, default, world_size = read_nodes(values)
+    backend = _backend_name(values, default)
     cwd = _directory(values)
     env = _environment(values)
     command = complete_command(line, cwd or _here(), {**os.environ, **dict(env)})
-    world_size = values.get(opt.RANKS) or usable_cpus(ControlGroups())
+    world_size = world_size or usable_cpus(ControlGroups())
     stdin = values.get(opt.STDIN)
     if isinstance(stdin, int) and stdin >= world_size:
         raise UsageError(f"--stdin {stdin}: there is no rank {stdin} among {_ranks(world_size)}; choose one of them")
@@ -159,6 +164,10 @@ def build_job(line: CommandLine) -> Job:
         start_timeout_s=values.get(opt.START_TIMEOUT),
         grace_s=values.get(opt.GRACE),
         json_events=_events_file(values),
+        transport=values.get(opt.TRANSPORT),
+        reproducible=values.get(opt.REPRODUCIBLE),
+        encrypt=values.get(opt.ENCRYPT),
+        nodes=nodes,
     )
 
 
@@ -173,11 +182,11 @@ def _here() -> str:
         raise UsageError("the current directory does not exist any more; cd to another one") from None
 
 
-def _backend_name(values: opt.Values) -> str:
+def _backend_name(values: opt.Values, default: str) -> str:
     """The backend's name, once its module could be loaded; listing all is left for the error."""
     from pmrun.launcher import backends
 
-    name = values.get(opt.BACKEND)
+    name = values.get(opt.BACKEND) or default
     try:
         backends.load(name)
     except UsageError:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The controller's driver: carries out what launcher/gang.py decides and moves output, input and signals.
+"""The controller's driver: carries out what launcher/rendezvous.py and launcher/gang.py decide, and moves output,
+input and signals.
 
-One thread, one poll loop over the links, the standard descriptors and the signals. It never waits in a write,
-so that deaths, signals and timeouts are handled while nobody reads the output. A backend gives it one
-`NodeLink` per node. Invariant: when `run` returns, every agent has left or was swept, and all output that
-anybody still reads has been written before the report.
+One thread, one poll loop over the hub, what the backend watches, the standard descriptors and the signals. It never
+waits in a write, so that deaths, signals and timeouts are handled while nobody reads the output. A backend gives it
+a `Fleet`. Invariant: when `run` returns, every agent has left or was swept, and all output that anybody still reads
+has been written before the report.
 """
 
 from __future__ import annotations
 
+import bisect
 import os
 import resource
 import signal
@@ -18,78 +20,59 @@ from typing import Protocol
 
 from pmrun import wire
 from pmrun.errors import ExitCode
-from pmrun.launcher import gang
-from pmrun.launcher.display import Display, credit_bytes
+from pmrun.launcher import gang, rendezvous
+from pmrun.launcher.describe import exit_code, signal_name
+from pmrun.launcher.display import Display
 from pmrun.launcher.events import EventLog
-from pmrun.launcher.job import Job, Stream
-from pmrun.launcher.link import Link, LinkLost
-from pmrun.launcher.placement import Node
-from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
+from pmrun.launcher.job import Job
+from pmrun.launcher.lease import LEASE_S, Leases
+from pmrun.launcher.link import Event, Hub
+from pmrun.launcher.orders import make_starts
+from pmrun.launcher.placement import lay_out
+from pmrun.launcher.poller import READ, Poller, SignalInbox
 from pmrun.launcher.stdin_source import StdinSource
+from pmrun.launcher.store_route import GangStore
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
 
-class NodeLink(Protocol):
-    """A backend's hold on one agent."""
+class Fleet(Protocol):
+    """A backend's hold on the agents of one attempt."""
 
-    link: Link
+    hub: Hub
+    seats: tuple[rendezvous.Seat, ...]
+    counts: tuple[int, ...]  # ranks of each node
+    release: str  # of pmrun, as every agent must have it; "" where it is the same file
 
-    def sweep(self) -> None:
-        """The agent is gone: end what it left, as far as this machine can."""
+    def watch(self, poller: Poller, note: Callable[[int, str], None], ended: Callable[[int, str], None]) -> None:
+        """Watch what was started for each node: `note` takes news, `ended` the last words; call before each wait."""
+
+    def sweep(self, node: int) -> None:
+        """The node's agent is gone: end what it left, as far as this machine can."""
 
     def close(self) -> None:
-        """The agent was told to leave: wait for it and give back what it took."""
-
-
-def make_starts(job: Job, nodes: list[Node], job_id: str, attempt: int, main_port: int) -> list[wire.Start]:
-    """The order for each node's agent."""
-    credit = credit_bytes(job.world_size)
-    peers = tuple(node.address for node in nodes)
-    return [
-        wire.Start(
-            job_id=job_id,
-            attempt=attempt,
-            node_rank=number,
-            node_name=node.name,
-            peers=peers,
-            main_port=main_port,
-            first_rank=node.first_rank,
-            local_world_size=node.local_world_size,
-            world_size=job.world_size,
-            command=tuple(os.fsencode(word) for word in job.command),
-            cwd=None if job.cwd is None else os.fsencode(job.cwd),
-            env=tuple((os.fsencode(name), os.fsencode(value)) for name, value in job.env),
-            cpus=node.cpus if job.bind_to.value == "core" else (),
-            stdin_ranks=stdin_ranks(job, node),
-            credit_bytes=credit,
-        )
-        for number, node in enumerate(nodes)
-    ]
-
-
-def stdin_ranks(job: Job, node: Node) -> tuple[int, ...]:
-    """Ranks of a node that take the standard input."""
-    if job.stdin is Stream.NONE:
-        return ()
-    return tuple(rank for rank in node.ranks if job.stdin is Stream.ALL or rank == job.stdin)
+        """The agents were told to leave: wait for them and give back what they took."""
 
 
 class Controller:
     """Runs one attempt of a gang."""
 
-    def __init__(self, job: Job, starts: list[wire.Start], nodes: list[NodeLink], events: EventLog) -> None:
+    def __init__(self, job: Job, fleet: Fleet, events: EventLog) -> None:
         self._job = job
-        self._nodes = nodes
+        self._fleet = fleet
+        self._hub = fleet.hub
         self._events = events
-        self._lost: set[int] = set()
         self._poller = Poller()
         now = time.monotonic()
-        self._gang = gang.Gang(starts, job.grace_s, job.timeout_s, job.start_timeout_s, now)
-        self._first_ranks = [start.first_rank for start in starts]
-        takers = [number for number, start in enumerate(starts) if start.stdin_ranks]
-        self._stdin = StdinSource(takers, self._send)
-        self._waiting_nodes = len(starts)
+        self._start_by = now + job.start_timeout_s
+        self._meeting = rendezvous.Rendezvous(fleet.seats, job.world_size, fleet.release, job.start_timeout_s, now)
+        self._gang: gang.Gang | None = None
+        self._lease = Leases(now) if self._hub.needs_lease else None
+        self._peers: list[int] = []  # by node, once they have met
+        self._nodes: dict[int, int] = {}  # by peer; lost ones are not in it
+        self._first_ranks: list[int] = []
+        self._stdin = StdinSource([], self._send)
+        self._store: GangStore | None = None
         self._outcome: gang.Outcome | None = None
         # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
         self._inbox = SignalInbox(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
@@ -109,11 +92,11 @@ class Controller:
             assert self._outcome is not None
             self._display.end_streams(self._job.world_size, time.monotonic())
             self._serve(self._flushing)
-            self._close_nodes()
+            self._fleet.close()
             self._report(self._outcome)
             self._serve(self._flushing)
         finally:
-            self._close_nodes()
+            self._fleet.close()
             self._inbox.close()
             signal.signal(signal.SIGTTIN, reading_before)
             self._display.close()
@@ -124,33 +107,35 @@ class Controller:
         self._display.pump()
         while more():
             now = time.monotonic()
-            for number, node in enumerate(self._nodes):
-                if number not in self._lost:
-                    events = READ | WRITE if node.link.wants_write() else READ
-                    self._poller.watch(node.link.fileno(), events, lambda found, n=number: self._on_link(n, found))  # type: ignore[misc]
+            if self._outcome is None:
+                self._hub.watch(self._poller, self._on_hub)
+                self._fleet.watch(self._poller, self._on_note, self._on_ended)
             self._display.watch(self._poller)
             self._stdin.watch(self._poller, now)
-            times = (self._gang.deadline(), self._display.deadline(), self._stdin.deadline())
-            deadline = min((at for at in times if at is not None), default=None)
-            self._poller.wait(None if deadline is None else max(0.0, deadline - now))
+            self._poller.wait(self._patience_s(now))
             now = time.monotonic()
-            deadline = self._gang.deadline()
-            if deadline is not None and now >= deadline:
-                self._do(self._gang.on_tick(now))
+            if self._outcome is None:
+                if self._hub.pending():
+                    self._on_hub(READ)
+                self._on_time(now)
             self._display.pump()
-            if self._display.stdout.closed and self._gang.cause is None:
+            if self._display.stdout.closed:
                 self._on_output_closed(self._display.stdout.problem)
 
-    def _forget(self, number: int) -> None:
-        """Nothing more is said to or heard from a node."""
-        if number not in self._lost:
-            self._lost.add(number)
-            self._poller.forget(self._nodes[number].link.fileno())
-
-    def _close_nodes(self) -> None:
-        for number, node in enumerate(self._nodes):
-            self._forget(number)
-            node.close()
+    def _patience_s(self, now: float) -> float | None:
+        """How long nothing has to be done."""
+        times = [self._display.deadline(), self._stdin.deadline()]
+        if self._outcome is None:
+            if self._hub.pending():
+                return 0.0
+            times += [
+                self._meeting.deadline(),
+                None if self._gang is None else self._gang.deadline(),
+                None if self._lease is None else self._lease.deadline(),
+                None if self._store is None else self._store.deadline(),
+            ]
+        deadline = min((at for at in times if at is not None), default=None)
+        return None if deadline is None else max(0.0, deadline - now)
 
     def _report(self, outcome: gang.Outcome) -> None:
         if outcome.cause is not None or outcome.survivors:
@@ -163,32 +148,85 @@ class Controller:
 
     # ---- events ---------------------------------------------------------------------------------------
 
-    def _on_link(self, number: int, found: int) -> None:
-        link = self._nodes[number].link
-        if found & WRITE:
-            link.on_writable()
-        if not found & (READ | GONE):
-            return
-        try:
-            messages = link.receive()
-        except LinkLost as error:
-            self._forget(number)
-            self._do(self._gang.on_link_lost(number, str(error)))
-            return
+    def _on_hub(self, found: int) -> None:
         now = time.monotonic()
-        for message in messages:
-            if isinstance(message, wire.Output):
-                self._display.feed(message, now)
-            elif isinstance(message, wire.StdinCredit):
-                self._stdin.on_credit(number, message.count)
-            else:
-                self._do(self._gang.on_message(number, message, now))
+        for event in self._hub.receive():
+            if self._lease is not None:
+                self._lease.heard(event.peer, now)
+            if event.message is None:
+                self._lose(event.peer, event.why)
+            elif isinstance(event.message, wire.Hello):
+                self._on_hello(event.peer, event.message, now)
+            elif event.peer in self._nodes and not isinstance(event.message, wire.Beat):
+                self._on_message(self._nodes[event.peer], event, now)
+
+    def _on_hello(self, peer: int, hello: wire.Hello, now: float) -> None:
+        if self._lease is not None:
+            self._lease.add(peer, now)
+        self._meet(self._meeting.on_hello(peer, hello, now))
+
+    def _on_message(self, node: int, event: Event, now: float) -> None:
+        message = event.message
+        assert message is not None and self._gang is not None
+        if isinstance(message, wire.Output):
+            self._display.feed(message, now)
+        elif isinstance(message, wire.StdinCredit):
+            self._stdin.on_credit(node, message.count)
+        elif isinstance(message, wire.Notice):
+            self._display.say(f"pmrun: {message.text}\n")
+        elif self._store is not None and isinstance(message, wire.StoreRequest | wire.StoreClosed):
+            self._store.on_message(node, message, now)
+        else:
+            if self._store is not None and isinstance(message, wire.RankExited):
+                self._store.on_rank_ended(message.rank)
+            self._do(self._gang.on_message(node, message))
+
+    def _lose(self, peer: int, why: str) -> None:
+        """A connection is gone."""
+        self._hub.drop(self._poller, peer)
+        if self._lease is not None:
+            self._lease.remove(peer)
+        node = self._nodes.pop(peer, None)
+        if node is None or self._gang is None:
+            self._meeting.on_gone(peer)
+        else:
+            self._do(self._gang.on_link_lost(node, why))
+
+    def _on_note(self, node: int, text: str) -> None:
+        self._meet(self._meeting.on_note(node, text))
+
+    def _on_ended(self, node: int, text: str) -> None:
+        """What was started for a node has ended, before anybody told it to."""
+        self._on_hub(READ)  # its last messages come first
+        if self._gang is None:
+            self._meet(self._meeting.on_ended(node, text))
+        elif self._outcome is None and self._peers[node] in self._nodes:
+            self._lose(self._peers[node], text)
+
+    def _on_time(self, now: float) -> None:
+        if self._lease is not None:
+            for peer in self._lease.look(now):
+                self._lose(peer, f"no sign of life for {LEASE_S:g} s")
+            if self._lease.beat_due(now):
+                for peer in [*self._nodes] if self._gang else [guest.peer for guest in self._meeting.guests()]:
+                    self._hub.send(peer, wire.Beat())
+        if self._store is not None:
+            self._store.on_tick(now)
+        machine = self._gang if self._gang is not None else self._meeting
+        deadline = machine.deadline()
+        if deadline is None or now < deadline or self._outcome is not None:
+            return
+        if self._gang is not None:
+            self._do(self._gang.on_tick(now))
+        else:
+            self._meet(self._meeting.on_tick(now))
 
     def _on_output_closed(self, problem: str) -> None:
-        if problem:
-            self._do(self._gang.on_output_closed(problem, ExitCode.OUTPUT_FAILED))
-        else:
-            self._do(self._gang.on_output_closed("its reader is gone", ExitCode.OUTPUT_CLOSED))
+        text, code = problem or "its reader is gone", ExitCode.OUTPUT_FAILED if problem else ExitCode.OUTPUT_CLOSED
+        if self._gang is None:
+            self._give_up(gang.Cause(gang.Kind.OUTPUT, f"cannot write the standard output: {text}", code))
+        elif self._gang.cause is None:
+            self._do(self._gang.on_output_closed(text, code))
 
     def _on_signals(self) -> None:
         for number in self._inbox.read():
@@ -197,15 +235,60 @@ class Controller:
             elif self._outcome is not None:
                 self._impatient += 1
             elif number in SIGNALS:
-                self._do(self._gang.on_signal(number))
+                if self._gang is not None:
+                    self._do(self._gang.on_signal(number))
+                else:
+                    text = f"stopped by {signal_name(number)} before the gang had started"
+                    self._give_up(gang.Cause(gang.Kind.SIGNAL, text, exit_code(-number)))
 
     def _suspend(self) -> None:
         """Ctrl-Z: first the ranks stop, then pmrun; whoever continues it continues them."""
-        self._do(self._gang.on_suspend(True))
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self._do(self._gang.on_suspend(False))
+        for stop in (True, False):
+            if self._gang is not None:
+                self._do(self._gang.on_suspend(stop))
+            if stop:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     # ---- actions --------------------------------------------------------------------------------------
+
+    def _meet(self, actions: list[rendezvous.Action]) -> None:
+        for action in actions:
+            if isinstance(action, rendezvous.Refuse):
+                if self._lease is not None:
+                    self._lease.remove(action.peer)
+                self._hub.send(action.peer, wire.Refused(action.text, ExitCode.START_FAILED))
+            elif isinstance(action, rendezvous.Say):
+                self._display.say(f"pmrun: {action.text}\n")
+            elif isinstance(action, rendezvous.Fail):
+                strangers = self._hub.strangers()
+                text = action.text + (f"; {strangers}" if strangers else "")
+                self._give_up(gang.Cause(gang.Kind.START, text, ExitCode.START_FAILED))
+            else:
+                self._begin(action.guests)
+
+    def _give_up(self, cause: gang.Cause) -> None:
+        """There will be no gang."""
+        if self._outcome is None:
+            for guest in self._meeting.guests():
+                self._hub.send(guest.peer, wire.Leave(cause.code))
+            self._outcome = gang.Outcome(cause.code, cause, {}, (), (), ())
+
+    def _begin(self, guests: tuple[rendezvous.Guest, ...]) -> None:
+        """All have met: the table is made, and everybody gets it."""
+        names = [seat.name or guest.hello.host for seat, guest in zip(self._fleet.seats, guests, strict=True)]
+        nodes = lay_out(names, [guest.hello.address for guest in guests], self._fleet.counts)
+        job_id = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
+        starts = make_starts(self._job, nodes, job_id, 0, guests[0].hello.free_port)
+        self._peers = [guest.peer for guest in guests]
+        self._nodes = {peer: node for node, peer in enumerate(self._peers)}
+        self._first_ranks = [node.first_rank for node in nodes]
+        self._stdin = StdinSource([n for n, start in enumerate(starts) if start.stdin_ranks], self._send)
+        if len(nodes) > 1:
+            self._store = GangStore(starts, self._hub, self._peers)
+            self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
+        limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
+        self._gang = gang.Gang(starts, limits, time.monotonic())
+        self._do(self._gang.begin())
 
     def _do(self, actions: list[gang.Action]) -> None:
         for action in actions:
@@ -217,9 +300,17 @@ class Controller:
                 self._display.say(f"pmrun: {action.text}\n")
             elif isinstance(action, gang.Sweep):
                 self._forget(action.node)
-                self._nodes[action.node].sweep()
+                self._fleet.sweep(action.node)
             else:
                 self._outcome = action.outcome
+
+    def _forget(self, node: int) -> None:
+        """Nothing more is said to or heard from a node."""
+        if self._store is not None:
+            self._store.on_node_lost(node)
+        peer = self._peers[node]
+        self._nodes.pop(peer, None)
+        self._hub.drop(self._poller, peer)
 
     def _note(self, note: gang.Note) -> None:
         if note.event == "gang_started":
@@ -229,12 +320,12 @@ class Controller:
             self._display.say(f"pmrun: {problem}\n")
 
     def _send(self, node: int, message: wire.Message) -> None:
-        if node not in self._lost:
-            self._nodes[node].link.send(message)
+        peer = self._peers[node]
+        if peer in self._nodes:
+            self._hub.send(peer, message)
 
     def _grant(self, rank: int, stream: int, count: int) -> None:
-        node = max(number for number, first in enumerate(self._first_ranks) if first <= rank)
-        self._send(node, wire.Credit(rank, stream, count))
+        self._send(bisect.bisect_right(self._first_ranks, rank) - 1, wire.Credit(rank, stream, count))
 
 
 def _raise_open_files(needed: int) -> None:

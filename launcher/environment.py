@@ -42,24 +42,32 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
         env.ATTEMPT: start.attempt,
         env.PEERS: ",".join(start.peers),
         env.NODE_NAME: start.node_name,
+        env.LAYOUT: ",".join(map(str, start.layout)),
+        env.DATA_ADDRESS: start.data_address,
+        env.TRANSPORT: start.transport,
         env.TORCH_MASTER_ADDR: start.peers[0],
         env.TORCH_MASTER_PORT: start.main_port,
         env.TORCH_WORLD_SIZE: start.world_size,
         env.TORCH_LOCAL_WORLD_SIZE: start.local_world_size,
     }
     result.update((name.encode(), str(value).encode()) for name, value in shared.items())
+    for name, wanted in ((env.REPRODUCIBLE, start.reproducible), (env.ENCRYPT, start.encrypt)):
+        result.pop(name.encode(), None)
+        if wanted:
+            result[name.encode()] = b"1"
     meeting = (env.TORCH_MASTER_ADDR.encode(), env.TORCH_MASTER_PORT.encode())
     result.update((name, value) for name, value in start.env if name in meeting)
     return result
 
 
-def rank_environment(start: wire.Start, local_rank: int, window_fd: int) -> dict[bytes, bytes]:
+def rank_environment(start: wire.Start, local_rank: int, window_fd: int, store_fd: int) -> dict[bytes, bytes]:
     """What differs between the ranks of a node."""
     rank = start.first_rank + local_rank
     own = {
         env.RANK: rank,
         env.LOCAL_RANK: local_rank,
         env.WINDOW_FD: window_fd,
+        env.STORE_FD: store_fd,
         env.TORCH_RANK: rank,
         env.TORCH_LOCAL_RANK: local_rank,
     }

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gang's state machine: all ranks start or none, the first cause ends all, one exit code comes out.
 
-Sans-I/O, as the agent's: events and the time in, actions out; the driver is launcher/controller.py. Every end
-is a `Cause` (the first one stays) and a Stop to all agents; the gang is over when each agent said NodeDone or
-was lost. Output and input do not pass through here. Invariant: exactly one Finish, and after it nothing.
+Sans-I/O, as the agent's: events and the time in, actions out; the driver is launcher/controller.py. A gang begins
+when all agents have met (launcher/rendezvous.py). Every end is a `Cause` (the first one stays) and a Stop to all
+agents; the gang is over when each agent said NodeDone or was lost; only then they leave. Output and input do not
+pass through here. Invariant: exactly one Finish, and after it nothing.
 
 Who is to blame: the first rank that ends badly, unless the window's abort record, written by whoever noticed
 first, names another one. That is the rank that left early while others waited for it, or one that is still
@@ -17,15 +18,13 @@ from typing import Final
 
 import msgspec
 
-from pmrun import wire
+from pmrun import window, wire
 from pmrun.errors import ExitCode
-from pmrun.launcher import window
 from pmrun.launcher.describe import ended, exit_code, signal_name
 
 SETTLE_S: Final = 0.1  # for the other ranks to fail by themselves, with RankFailed
 TERM_S: Final = 0.1  # from SIGTERM to SIGKILL when a rank failed or the grace is over
 
-_SIGHUP: Final = 1
 _SIGINT: Final = 2
 _SIGTERM: Final = 15
 _SIGCONT: Final = 18
@@ -105,19 +104,23 @@ class Finish(msgspec.Struct, frozen=True):
 Action = SendTo | Sweep | Say | Note | Finish
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """Of one attempt, in time."""
+
+    grace_s: float
+    timeout_s: float | None
+    start_timeout_s: float
+    start_by: float  # the moment when it runs out, which began before the gang did
+
+
 class Gang:
     """State of one attempt."""
 
-    def __init__(
-        self, starts: list[wire.Start], grace_s: float, timeout_s: float | None, start_timeout_s: float, now: float
-    ) -> None:
+    def __init__(self, starts: list[wire.Start], limits: Limits, now: float) -> None:
         self._starts = starts
-        self._grace_s = grace_s
-        self._timeout_s = timeout_s
-        self._start_timeout_s = start_timeout_s
-        self._start_by: float | None = now + start_timeout_s
-        self._end_by = None if timeout_s is None else now + timeout_s
-        self._greeted: set[int] = set()
+        self._limits = limits
+        self._start_by: float | None = limits.start_by
+        self._end_by = None if limits.timeout_s is None else now + limits.timeout_s
         self._started: set[int] = set()
         self._over: set[int] = set()
         self._exits: dict[int, wire.RankExited] = {}
@@ -128,32 +131,40 @@ class Gang:
 
     # ---- events ---------------------------------------------------------------------------------------
 
-    def on_message(self, node: int, message: wire.Message, now: float) -> list[Action]:
+    def begin(self) -> list[Action]:
+        """All agents have met."""
+        note = Note("gang_starting", {"job_id": self._starts[0].job_id, "world_size": self._starts[0].world_size})
+        return [note, *(SendTo(to, start) for to, start in enumerate(self._starts))]
+
+    def on_message(self, node: int, message: wire.Message) -> list[Action]:
         """An agent said something."""
         if node in self._over:
             return []
-        if isinstance(message, wire.Hello):
-            return self._on_hello(node, message, now)
         if isinstance(message, wire.Started):
             return self._on_started(node, message)
         if isinstance(message, wire.StartFailed):
-            cause = Cause(Kind.START, message.text, message.code, rank=message.rank)
+            where = f" (on {self._starts[node].node_name})" if len(self._starts) > 1 else ""
+            cause = Cause(Kind.START, message.text + where, message.code, rank=message.rank)
             return self._end(cause, 0.0, 0.0)
         if isinstance(message, wire.RankExited):
             return self._on_exited(message)
         if isinstance(message, wire.NodeDone):
             name = self._starts[node].node_name
             self._survivors += [(name, pid) for pid in message.survivors]
-            return self._node_over(node, [SendTo(node, wire.Leave())])
+            return self._node_over(node, [])
         return []
 
     def on_link_lost(self, node: int, why: str) -> list[Action]:
-        """An agent is gone."""
+        """An agent is gone, and with it its ranks, which the others are told of."""
         if node in self._over:
             return []
-        name = self._starts[node].node_name
-        text = f"the agent on {name} died ({why}); every process that it had started was stopped"
-        actions = self._end(Cause(Kind.AGENT, text, ExitCode.AGENT_LOST), 0.0, 0.0, but=node)
+        start = self._starts[node]
+        alone = len(self._starts) == 1
+        how = "died" if alone else "is lost"
+        rest = "every process that it had started was stopped" if alone else "its ranks end with it"
+        text = f"the agent on {start.node_name} {how} ({why}); {rest}"
+        cause = Cause(Kind.AGENT, text, ExitCode.AGENT_LOST, rank=start.first_rank)
+        actions = self._end(cause, SETTLE_S, TERM_S, but=node)
         return self._node_over(node, [*actions, Sweep(node)])
 
     def on_signal(self, number: int) -> list[Action]:
@@ -170,9 +181,9 @@ class Gang:
         if self.cause is not None or self._start_by is not None:
             return self._end(self._signal_cause(number), 0.0, 0.0)
         passed: list[Action] = [SendTo(node, wire.Signal(number)) for node in self._open()]
-        actions = self._end(self._signal_cause(number), self._grace_s, TERM_S, tell=False)
+        actions = self._end(self._signal_cause(number), self._limits.grace_s, TERM_S, tell=False)
         again = "Ctrl-C again" if number == _SIGINT else "the signal again"
-        line = f"{signal_name(number)}: the ranks have {self._grace_s:g} s to end ({again}: at once)"
+        line = f"{signal_name(number)}: the ranks have {self._limits.grace_s:g} s to end ({again}: at once)"
         return [Say(line), *passed, *actions]
 
     def on_suspend(self, stop: bool) -> list[Action]:
@@ -197,30 +208,18 @@ class Gang:
         if self.cause is not None or self._finished:
             return []
         if self._end_by is not None and now >= self._end_by:
-            text = f"--timeout of {self._timeout_s:g} s ran out"
+            text = f"--timeout of {self._limits.timeout_s:g} s ran out"
             passed: list[Action] = [SendTo(node, wire.Signal(_SIGTERM)) for node in self._open()]
-            return [*passed, *self._end(Cause(Kind.TIMEOUT, text, ExitCode.TIMEOUT), self._grace_s, TERM_S, tell=False)]
+            cause = Cause(Kind.TIMEOUT, text, ExitCode.TIMEOUT)
+            return [*passed, *self._end(cause, self._limits.grace_s, TERM_S, tell=False)]
         if self._start_by is not None and now >= self._start_by:
             late = [start.node_name for node, start in enumerate(self._starts) if node not in self._started]
-            text = f"not all ranks were started within --start-timeout {self._start_timeout_s:g} s: waited for "
+            text = f"not all ranks were started within --start-timeout {self._limits.start_timeout_s:g} s: waited for "
             text += ", ".join(late) + "; give more time or look at the load there"
             return self._end(Cause(Kind.START, text, ExitCode.START_FAILED), 0.0, 0.0)
         return []
 
     # ---- details --------------------------------------------------------------------------------------
-
-    def _on_hello(self, node: int, hello: wire.Hello, now: float) -> list[Action]:
-        if hello.version != wire.VERSION:
-            name = self._starts[node].node_name
-            text = f"{name} runs pmrun with protocol {hello.version}, here it is {wire.VERSION}: install one version"
-            return self._end(Cause(Kind.START, text, ExitCode.START_FAILED), 0.0, 0.0)
-        if self.cause is not None:
-            return []
-        self._greeted.add(node)
-        if len(self._greeted) < len(self._starts):
-            return []
-        note = Note("gang_starting", {"job_id": self._starts[0].job_id, "world_size": self._starts[0].world_size})
-        return [note, *(SendTo(to, start) for to, start in enumerate(self._starts))]
 
     def _on_started(self, node: int, message: wire.Started) -> list[Action]:
         self._started.add(node)
@@ -254,8 +253,7 @@ class Gang:
         return Cause(Kind.RANK, ended(exited.status, exited.oom), code, rank=witness, witness=witness)
 
     def _signal_cause(self, number: int) -> Cause:
-        code = {_SIGINT: ExitCode.INTERRUPTED, _SIGHUP: ExitCode.HANGUP}.get(number, ExitCode.TERMINATED)
-        return Cause(Kind.SIGNAL, f"stopped by {signal_name(number)}", code)
+        return Cause(Kind.SIGNAL, f"stopped by {signal_name(number)}", exit_code(-number))
 
     def _open(self) -> list[int]:
         return [node for node in range(len(self._starts)) if node not in self._over]
@@ -266,7 +264,7 @@ class Gang:
         if self.cause is None:
             self.cause = cause
             actions.append(Note("first_cause", {"kind": cause.kind.value, "rank": cause.rank, "text": cause.text}))
-        failed = cause.kind is Kind.RANK
+        failed = cause.kind in (Kind.RANK, Kind.AGENT)
         state = window.ABORT_RANK_FAILED if failed else window.ABORT_STOPPED
         node = self._name_of(cause.rank) if failed else ""
         stop = wire.Stop(settle_s, term_s, state, cause.rank if failed else -1, node, cause.text, tell)
@@ -284,7 +282,8 @@ class Gang:
             return actions
         self._finished = True
         outcome = self._outcome()
-        return [*actions, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
+        leave = [SendTo(to, wire.Leave(outcome.code)) for to in range(len(self._starts))]
+        return [*actions, *leave, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
 
     def _outcome(self) -> Outcome:
         names = tuple(start.node_name for start in self._starts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pmrun.launcher import commands
 from pmrun.launcher.options import OPTIONS, Option
 
 _WIDTH = 100
@@ -31,6 +32,9 @@ _EXAMPLES = """\
   pmrun -n auto --bind-to core train.py   one rank per CPU, each kept on its own
   pmrun -n 4 --output-dir logs -- ./sim   a file per rank, beside the output
   pmrun -n 4 --dry-run train.py           what would be started
+  pmrun --hosts a:8,b:8 train.py          eight ranks on each of two machines, by ssh
+
+{commands}
 
 {settings}
   Each option also has a variable (--grace: PMRUN_GRACE) and a key in the nearest pmrun.toml, or in
@@ -44,7 +48,7 @@ _EXAMPLES = """\
   70    a defect of pmrun
   74    the standard output cannot be written (141: nobody reads it any more)
   75    the gang could not be started whole within --start-timeout
-  76    pmrun's agent died; its ranks were stopped
+  76    pmrun's agent on a node died, or the node was lost; the ranks were stopped
   124   --timeout ran out
   126   the program may not be executed (127: it was not found)
   130   interrupted by Ctrl-C (129: SIGHUP, 143: SIGTERM)
@@ -64,8 +68,12 @@ def help_page(*, colour: bool) -> str:
             group = option.group
             lines.append(("\n" if len(lines) > 1 else "") + head(group))
         lines += _entry(option)
+    listed = "\n".join([head("Commands"), *(f"  {how:<38}{what}" for how, what in commands.summaries())])
     lines.append(
-        "\n" + _EXAMPLES.format(examples=head("Examples"), settings=head("Settings"), codes=head("Exit codes"))
+        "\n"
+        + _EXAMPLES.format(
+            examples=head("Examples"), commands=listed, settings=head("Settings"), codes=head("Exit codes")
+        )
     )
     return "\n".join(lines)
 

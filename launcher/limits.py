@@ -12,9 +12,9 @@ import resource
 from typing import Final
 
 from pmrun.launcher.cgroup import ControlGroups
-from pmrun.launcher.window import RANKS_MAX
+from pmrun.window import RANKS_MAX
 
-FILES_PER_RANK: Final = 3  # the agent's ends of stdin, stdout and stderr
+FILES_PER_RANK: Final = 4  # the agent's ends of stdin, stdout, stderr and the store
 FILES_OTHER: Final = 32
 BYTES_PER_RANK: Final = 2 << 20  # what even a tiny program and its page tables need
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link: messages between a controller and one agent, in order, each whole.
+"""Links: messages between a controller and its agents, in order, each whole.
 
-`Link` is what the two drivers know. `SocketLink` is the link inside one machine: frames of a 4-byte length
-and a message over a unix socket pair. Nothing here waits: `send` queues, `on_writable` and `on_readable` move
-bytes. Invariant: after the peer is gone, `receive` first gives every message that had arrived, then raises
-`LinkLost`; the queue's length shows in `backlog_bytes`, and who feeds it (output under credit) bounds it.
+`Link` is an agent's end, `Hub` the controller's end of all links; the two drivers know nothing else. `SocketLink`
+and `SocketHub` are for one machine: frames of a 4-byte length and a message over a unix socket pair; those across
+machines are in launcher/net_link.py. Nothing here waits. Invariant: after the peer is gone, `receive` first gives
+every message that had arrived, then the loss; the queue's length shows in `backlog_bytes`, and who feeds it (output
+under credit) bounds it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import collections
 import socket
 import struct
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pmrun import wire
 from pmrun.errors import PmrunError
+from pmrun.launcher.poller import READ, WRITE, Handler, Poller
 
 _LENGTH = struct.Struct("<I")
 _RECEIVE_BYTES = 256 << 10
@@ -26,31 +28,72 @@ class LinkLost(PmrunError):
 
 
 class Link(Protocol):
-    """One end of the conversation between controller and agent."""
+    """An agent's end of the conversation with its controller."""
 
     backlog_bytes: int
+    needs_lease: bool  # whether a peer that is gone may go unnoticed
 
-    def fileno(self) -> int:
-        """The descriptor to poll."""
+    def watch(self, poller: Poller, handler: Handler) -> None:
+        """Have `handler` called when `receive` may have something to do; call before each wait."""
+
+    def forget(self, poller: Poller) -> None:
+        """Stop watching."""
+
+    def pending(self) -> bool:
+        """Whether `receive` has something that no descriptor will tell of: then do not wait."""
 
     def send(self, message: wire.Message) -> None:
         """Queue a message and send what goes without waiting."""
 
-    def wants_write(self) -> bool:
-        """Whether `on_writable` should be called when the descriptor is writable."""
-
-    def on_writable(self) -> None:
-        """Send what goes without waiting."""
-
     def receive(self) -> list[wire.Message]:
-        """Return the messages that have arrived; call when readable."""
+        """Send and receive what goes without waiting; raises LinkLost."""
 
     def close(self) -> None:
-        """Close this end; the peer gets LinkLost."""
+        """Close this end; the peer learns of it."""
+
+
+class Event(NamedTuple):
+    """What came out of a hub: a message, or (None) that the peer is gone, and why."""
+
+    peer: int
+    message: wire.Message | None
+    why: str = ""
+
+
+class Hub(Protocol):
+    """The controller's ends of the links to all agents. Peers are numbered as the hub likes."""
+
+    needs_lease: bool
+
+    def watch(self, poller: Poller, handler: Handler) -> None:
+        """As a Link's."""
+
+    def pending(self) -> bool:
+        """As a Link's."""
+
+    def receive(self) -> list[Event]:
+        """Send and receive what goes without waiting."""
+
+    def send(self, peer: int, message: wire.Message) -> None:
+        """Queue a message; for a peer that is gone it is dropped."""
+
+    def backlog_bytes(self, peer: int) -> int:
+        """How much is queued for a peer."""
+
+    def drop(self, poller: Poller, peer: int) -> None:
+        """Say nothing more to a peer, and hear nothing more from it."""
+
+    def strangers(self) -> str:
+        """One line about connections that were refused since the start, "" if there were none."""
+
+    def close(self) -> None:
+        """Send what was queued, as far as peers take it soon, and close."""
 
 
 class SocketLink:
     """A link over a connected stream socket."""
+
+    needs_lease = False
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -60,8 +103,14 @@ class SocketLink:
         self._lost: str | None = None
         self.backlog_bytes = 0
 
-    def fileno(self) -> int:
-        return self._sock.fileno()
+    def watch(self, poller: Poller, handler: Handler) -> None:
+        poller.watch(self._sock.fileno(), READ | WRITE if self.wants_write() else READ, handler)
+
+    def forget(self, poller: Poller) -> None:
+        poller.forget(self._sock.fileno())
+
+    def pending(self) -> bool:
+        return False
 
     def send(self, message: wire.Message) -> None:
         if self._lost is not None:
@@ -73,9 +122,11 @@ class SocketLink:
             self.on_writable()
 
     def wants_write(self) -> bool:
+        """Whether something waits to be sent."""
         return bool(self._out)
 
     def on_writable(self) -> None:
+        """Send what goes without waiting."""
         while self._out:
             piece = self._out[0]
             try:
@@ -94,6 +145,7 @@ class SocketLink:
                 self._out[0] = piece[sent:]
 
     def receive(self) -> list[wire.Message]:
+        self.on_writable()
         try:
             data = self._sock.recv(_RECEIVE_BYTES)
         except BlockingIOError:
@@ -126,6 +178,49 @@ class SocketLink:
 
     def close(self) -> None:
         self._sock.close()
+
+
+class SocketHub:
+    """The controller's end of the one link to an agent on this machine; its peer is 0."""
+
+    needs_lease = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._link = SocketLink(sock)
+        self._gone = False
+
+    def watch(self, poller: Poller, handler: Handler) -> None:
+        if not self._gone:
+            self._link.watch(poller, handler)
+
+    def pending(self) -> bool:
+        return False
+
+    def receive(self) -> list[Event]:
+        if self._gone:
+            return []
+        try:
+            return [Event(0, message) for message in self._link.receive()]
+        except LinkLost as error:
+            return [Event(0, None, str(error))]
+
+    def send(self, peer: int, message: wire.Message) -> None:
+        if not self._gone:
+            self._link.send(message)
+
+    def backlog_bytes(self, peer: int) -> int:
+        return self._link.backlog_bytes
+
+    def drop(self, poller: Poller, peer: int) -> None:
+        self._gone = True
+        self._link.forget(poller)
+
+    def strangers(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self._gone = True
+        self._link.close()
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -9,9 +9,11 @@ came from puts that in front. Invariant: nothing here looks at the machine or at
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pmrun import env
+from pmrun.launcher.hosts import Host, parse_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +26,10 @@ EnvPairs = tuple[tuple[str, "str | None"], ...]
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 SET_BY_AGENT = (
     env.RANK, env.WORLD_SIZE, env.LOCAL_RANK, env.LOCAL_WORLD_SIZE, env.NODE_RANK, env.NUM_NODES, env.MAIN_IP,
-    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD,
+    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD, env.LAYOUT, env.DATA_ADDRESS,
 )  # fmt: skip
 _RANKS_MAX = 1_000_000  # a bound for ranges like 0-999999999, which would be spelled out in memory
+TRANSPORTS = ("auto", "tcp", "zmq")
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -190,11 +193,48 @@ def parse_stdin(text: str) -> int | str:
 def parse_env(text: str) -> EnvPairs:
     """One NAME=VALUE, or NAME alone (value None: the one it has here)."""
     name, equals, value = text.partition("=")
-    if not name or "\0" in text:
+    if not name:
         raise ValueError("write NAME=VALUE, or NAME to hand on the value it has here")
+    check_name(name)
+    if "\0" in value:
+        raise ValueError(f"the value of {name} holds a NUL character, which ends a value: leave it out")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the value of {name} has characters that this locale cannot write: use a UTF-8 locale (LC_ALL=C.UTF-8)"
+        ) from None
     if name in SET_BY_AGENT:
         raise ValueError(f"{name} is what pmrun tells each rank; it cannot be set from outside")
     return ((name, value if equals else None),)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where this cannot be a variable's name; the system takes more, but no program asks for it."""
+    if not name or not name.isprintable() or "=" in name or " " in name:
+        raise ValueError(f"{name!r} is not a variable's name: letters, digits and underscores make one")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} cannot be written in this locale: use letters, digits and underscores") from None
+
+
+def parse_node_rank(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= _RANKS_MAX:
+        raise ValueError("a node's number is a whole number from 0 on; node 0 is the main node")
+    return int(text)
+
+
+def parse_nodes(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _RANKS_MAX:
+        raise ValueError("the number of nodes is a whole number from 1 on")
+    return int(text)
+
+
+def parse_transport(text: str) -> str:
+    if text not in TRANSPORTS:
+        raise ValueError("choose 'auto', 'tcp' or 'zmq'")
+    return text
 
 
 def parse_text(text: str) -> str:
@@ -206,6 +246,7 @@ def parse_text(text: str) -> str:
 # ---- the table --------------------------------------------------------------------------------------------
 
 START = "Ranks and where they run"
+MACHINES = "Several machines"
 RUNNING = "Environment and time limits"
 OUTPUT = "Input and output"
 OTHER = "Other"
@@ -214,9 +255,53 @@ RANKS: Option[int | None] = Option(
     "n", parse_count, None, short="n", metavar="N", group=START, complete="auto",
     text="how many ranks; 'auto' (default): the CPUs of the affinity mask and cgroup quota",
 )  # fmt: skip
-BACKEND = Option(
-    "on", parse_text, "local", metavar="BACKEND", group=START, complete="local",
-    text="where the job runs; default: local, this machine",
+BACKEND: Option[str | None] = Option(
+    "on", parse_text, None, metavar="BACKEND", group=START, complete="local ssh by_hand",
+    text="where the job runs: local (this machine; default), ssh (with --hosts), by_hand (with --nnodes)",
+)  # fmt: skip
+HOSTS: Option[tuple[Host, ...] | None] = Option(
+    "hosts", parse_hosts, None, metavar="A:8,B:8", group=MACHINES,
+    text="run on these hosts by ssh, with so many ranks on each at most; those without a number share the rest",
+)  # fmt: skip
+HOSTFILE: Option[str | None] = Option(
+    "hostfile", parse_text, None, metavar="FILE", group=MACHINES, complete="file",
+    text="hosts from a file, a line for each: 'name slots=8' or 'name:8'",
+)  # fmt: skip
+SSH = Option(
+    "ssh", parse_text, "ssh", metavar="COMMAND", group=MACHINES,
+    text="the ssh client and options for it, as in 'ssh -p 2222'; default: ssh",
+)  # fmt: skip
+NNODES: Option[int | None] = Option(
+    "nnodes", parse_nodes, None, metavar="N", group=MACHINES,
+    text="the job has so many nodes, and this command is given on each of them; -n is for all together",
+)  # fmt: skip
+NODE_RANK: Option[int | None] = Option(
+    "node-rank", parse_node_rank, None, metavar="R", group=MACHINES, settable=False,
+    text="number of this node, 0 for the main node; default: by natural order of the machines' names",
+)  # fmt: skip
+MAIN: Option[str | None] = Option(
+    "main", parse_text, None, metavar="ADDR[:PORT]", group=MACHINES,
+    text="where the main node listens; default of the port: one that follows from the secret",
+)  # fmt: skip
+SECRET_FILE: Option[str | None] = Option(
+    "secret-file", parse_text, None, metavar="FILE", group=MACHINES, complete="file",
+    text="the job's secret, the same on every node, at least 32 bytes, mode 0600; 'pmrun secret FILE' makes one",
+)  # fmt: skip
+INTERFACE: Option[str | None] = Option(
+    "interface", parse_text, None, metavar="NAME|NET", group=MACHINES,
+    text="interface, address or network (10.0.0.0/8) to use on each node; default: the way to the main node",
+)  # fmt: skip
+TRANSPORT = Option(
+    "transport", parse_transport, "auto", metavar="auto|tcp|zmq", group=MACHINES, complete="auto tcp zmq",
+    text="what carries data between nodes; default: auto",
+)  # fmt: skip
+REPRODUCIBLE = Option(
+    "reproducible", parse_flag, False, flag=True, negatable=True, group=MACHINES,
+    text="sums have the same bits on any layout of nodes, at the price of more traffic; default: no",
+)  # fmt: skip
+ENCRYPT = Option(
+    "encrypt", parse_flag, False, flag=True, negatable=True, group=MACHINES,
+    text="encrypt the data between nodes (what controls the job always is); default: no",
 )  # fmt: skip
 MAP_BY = Option(
     "map-by", parse_binding, "none", metavar="core|none", group=START, complete="core none",
@@ -290,6 +375,7 @@ HELP = Option(
 
 OPTIONS: tuple[Option[Any], ...] = (
     RANKS, BACKEND, MAP_BY, BIND_TO,
+    HOSTS, HOSTFILE, SSH, NNODES, NODE_RANK, MAIN, SECRET_FILE, INTERFACE, TRANSPORT, REPRODUCIBLE, ENCRYPT,
     ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE,
     TAG, TIMESTAMP, ONLY_RANKS, OUTPUT_DIR, STDIN, JSON_EVENTS,
     DRY_RUN, COMPLETION, VERSION, HELP,

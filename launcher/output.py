@@ -25,17 +25,24 @@ Key = tuple[int, int]  # rank, stream number
 
 
 class Tagger:
-    """Makes the prefix of a line: "12:34:56.789 [ 3] "."""
+    """Makes the prefix of a line: "12:34:56.789 [ 3] ", and with several nodes "[ 3 b] "."""
 
     def __init__(self, world_size: int, tag: bool, timestamp: bool, colour: bool) -> None:
         self._width = len(str(world_size - 1))
         self._tag = tag
         self._timestamp = timestamp
         self._colour = colour
+        self._nodes: list[str] = []
+
+    def name_nodes(self, names: list[str]) -> None:
+        """From now on tags have the node's name; `names` by rank."""
+        width = max(map(len, names))
+        self._nodes = [f" {name:<{width}}" for name in names]
 
     def prefix(self, rank: int, clock: str) -> bytes:
         """What to put before each line of `rank`; `clock` is the time of day to show."""
-        text = f"[{rank:>{self._width}}] " if self._tag else ""
+        node = self._nodes[rank] if self._nodes else ""
+        text = f"[{rank:>{self._width}}{node}] " if self._tag else ""
         if text and self._colour:
             text = f"\x1b[3{1 + rank % 6}m{text}\x1b[0m"
         if self._timestamp:

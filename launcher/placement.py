@@ -53,6 +53,12 @@ def map_by_core(local_world_size: int, groups: list[tuple[int, ...]]) -> tuple[t
     )
 
 
+def lay_out(names: list[str], addresses: list[str], counts: tuple[int, ...]) -> list[Node]:
+    """Nodes with consecutive ranks, from what is known of each, in node order."""
+    firsts = [0, *itertools.accumulate(counts)]
+    return [Node(*of_node) for of_node in zip(names, addresses, firsts, counts, strict=False)]
+
+
 def place_local(job: Job, node_name: str) -> Node:
     """All ranks on this machine."""
     cpus: tuple[tuple[int, ...], ...] = ()

@@ -73,6 +73,15 @@ def become_subreaper() -> None:
         raise OSError(number, os.strerror(number), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+def die_with_parent(parent: int, number: int) -> None:
+    """Have the kernel send a signal to this child when its parent ends; if that happened already, end."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    if os.getppid() != parent:
+        os._exit(ExitCode.INTERNAL)  # nobody waits for this status
+
+
 def find_program(name: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
     """Paths to try for a command, in order: itself when it has a slash, else along the rank's PATH.
 
@@ -91,9 +100,10 @@ def start_rank(
     own_environment: dict[bytes, bytes],
     cpus: tuple[int, ...],
     takes_stdin: bool,
+    store_fd: int,
     status_fd: int,
 ) -> RankProcess:
-    """Fork one rank. All signals must be blocked by the caller; errors of the child go to the status pipe.
+    """Fork one rank, which inherits `store_fd`. All signals must be blocked by the caller; errors of the child go to the status pipe.
 
     Raises
     ------
@@ -116,6 +126,7 @@ def start_rank(
                 os.close(fd)
         raise
     if pid == 0:
+        os.set_inheritable(store_fd, True)
         _run_child(rank, program, own_environment, cpus, (in_read, out_write, err_write), status_fd, agent)
     for fd in (in_read, out_write, err_write):
         os.close(fd)
@@ -161,11 +172,7 @@ def _run_child(
 
 def _become_rank(program: Program, stdio: tuple[int, int, int], agent: int) -> None:
     os.setsid()
-    if _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    if os.getppid() != agent:
-        os._exit(ExitCode.INTERNAL)  # the agent died before the line above: nobody waits for this status
+    die_with_parent(agent, signal.SIGKILL)
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)  # the copy stays open on exec
     os.set_inheritable(program.window_fd, True)
@@ -186,7 +193,7 @@ def read_problem(data: bytes) -> StartProblem | None:
     return StartProblem(rank, Step(step), number)
 
 
-def explain(problem: StartProblem, program: bytes, cwd: bytes | None, world_size: int) -> tuple[str, ExitCode]:
+def explain(problem: StartProblem, program: bytes, cwd: bytes | None, world_size: int) -> tuple[str, int]:
     """One line for the user and the exit code."""
     name = os.fsdecode(program)
     why = os.strerror(problem.number)

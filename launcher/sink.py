@@ -98,3 +98,12 @@ class Sink:
             self._socket.close()
         elif self._way is _Way.OWN:
             os.close(self._fd)
+
+
+def open_standard_fds() -> None:
+    """Give descriptors 0 to 2 a meaning, so that nothing else is opened under these numbers."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is `fd`

@@ -21,6 +21,7 @@ import pytest
 
 import gang_helper
 import leak_guard
+import machines
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pmrun")
     group.addoption("--seed", type=int, default=None, help="seed of all random input (printed at the start)")
     group.addoption("--sanitize", default="", help="sanitizer of the plain C tests: address,undefined or thread")
+    group.addoption("--machine", default="", help="machine of the plain C tests, another than this: aarch64")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,6 +90,27 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def machines_of_the_session(request: pytest.FixtureRequest) -> Iterator[machines.Cluster]:
+    """Four machines, a to d, made when the first test asks for them."""
+    reason = machines.why_not()
+    if reason:
+        pytest.skip(reason)
+    folder = request.config.stash[_PRIVATE] / "cluster"
+    folder.mkdir()
+    cluster = machines.Cluster(folder, "abcd")
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(machines_of_the_session: machines.Cluster) -> Iterator[machines.Cluster]:
+    """Machines a to d, on which nothing runs when the test begins nor when it ends: see tests/machines.py."""
+    machines_of_the_session.until_quiet()
+    yield machines_of_the_session
+    machines_of_the_session.until_quiet(5.0)
 
 
 @pytest.fixture

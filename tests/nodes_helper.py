@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 
-from pmrun import env
-from pmrun.launcher import window
+from pmrun import env, window
 
 _REPORT = """\
 import os, pathlib, pickle, time

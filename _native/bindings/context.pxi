@@ -8,6 +8,7 @@
 
 cdef extern from *:
     """
+    #include <poll.h>
     #include <pthread.h>
 
     static int pmr_py_generation;       /* changes when all handles die */
@@ -28,17 +29,28 @@ cdef extern from *:
         return 0;
     }
 
+    static int pmr_py_lifeline = -1;    /* hangs up when nobody watches over the gang any more; -1: none */
+    static PyObject *pmr_py_unwatched;  /* the exception of that */
+
     /* PyErr_CheckSignals acts in the main thread only, and leaves the exception for whoever waits. */
     static int pmr_py_interrupted(void)
     {
+        struct pollfd lifeline = {.fd = pmr_py_lifeline};
         PyGILState_STATE state = PyGILState_Ensure();
         int raised = PyErr_CheckSignals();
+        if (!raised && pmr_py_lifeline >= 0 && poll(&lifeline, 1, 0) == 1) {
+            PyErr_SetString(pmr_py_unwatched, "the steward of this gang is gone (was it killed?): nobody would "
+                                              "notice the death of a rank");
+            raised = 1;
+        }
         PyGILState_Release(state);
         return raised != 0;
     }
     """
     int generation_now "pmr_py_generation"
     bint forked "pmr_py_forked"
+    int lifeline_now "pmr_py_lifeline"
+    PyObject *unwatched "pmr_py_unwatched"
     int pmr_py_fork_watch()
     int pmr_py_interrupted() noexcept nogil
 
@@ -68,7 +80,7 @@ cdef inline int need_context() except -1:
     return 0
 
 
-def open_context(type communicator_type, int window_fd, unsigned int local_rank, *, Net net=None,
+def open_context(type communicator_type, int window_fd, unsigned int local_rank, int lifeline_fd=-1, *, Net net=None,
                  bint reproducible=False):
     """Open this process's context and return its world, an instance of `communicator_type`.
 
@@ -80,11 +92,15 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank,
         The inherited descriptor of the node's window; -1 for a world of one.
     local_rank : int
         This rank's place in the window.
+    lifeline_fd : int
+        Hangs up when the process that watches over the gang's ranks is gone, where it does not take them with it: waits
+        then end with `GangStopped`. Stays the caller's; -1 for none.
     net : Net or None
         The network to the other nodes, connected; it is closed with the context.
     reproducible : bool
         Sums have the bits of one node on any layout of ranks.
     """
+    global lifeline_now, unwatched
     global context_now, generations, generation_now, world_now, net_now
     cdef pmr_context_options options
     cdef pmr_context *context = NULL
@@ -104,6 +120,10 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank,
     with nogil:
         status = pmr_context_open(&options, &context, &error)
     check(status, &error)
+    lifeline_now = lifeline_fd
+    if unwatched == NULL:
+        Py_INCREF(errors.GangStopped)
+        unwatched = <PyObject *>errors.GangStopped
     pmr_interrupt_hook_set(pmr_py_interrupted)
     context_now = context
     net_now = net
@@ -206,3 +226,8 @@ def force_kernels(name=None):
         raise errors.UsageError(f"this CPU cannot run the kernel set '{name}': use portable, or leave the choice to it")
     if status != PMR_OK:
         raise errors.UsageError(f"no kernel set is named '{name}': use one of portable, avx2, avx512")
+
+
+def kernels_name():
+    """Name of the kernel set in use, a str: the best of this CPU, unless another one was forced."""
+    return text_of(pmr_kernels_name())

@@ -54,6 +54,11 @@ typedef struct split_place { /* what a group's first rank on a node tells the ot
     uint32_t claimed;
 } split_place;
 
+typedef struct split_origin { /* the user's call */
+    pmr_form form;
+    uint32_t site;
+} split_origin;
+
 /* A group, in the order of its ranks. */
 typedef struct split_group {
     uint32_t *rank; /* in the parent */
@@ -61,11 +66,16 @@ typedef struct split_group {
     uint32_t id;
 } split_group;
 
-static pmr_status allgather(pmr_comm *comm, const void *card, void *cards, size_t bytes, uint32_t site,
+static pmr_status allgather(pmr_comm *comm, const void *card, void *cards, size_t bytes, split_origin origin,
                             pmr_error *error)
 {
-    pmr_call call = {
-        .kind = PMR_ALLGATHER, .dtype = PMR_UINT8, .send = card, .recv = cards, .count = bytes, .site = site};
+    pmr_call call = {.kind = PMR_ALLGATHER,
+                     .dtype = PMR_UINT8,
+                     .send = card,
+                     .recv = cards,
+                     .count = bytes,
+                     .site = origin.site,
+                     .form = origin.form};
     return pmr_coll_run(comm, &call, PMR_FOREVER, error);
 }
 
@@ -185,7 +195,7 @@ static pmr_status open_group(pmr_comm *comm, const split_group *group, uint32_t 
 
 /* Everyone's cards are here: claims boards, tells each other, opens. */
 static pmr_status split_by_cards(pmr_comm *comm, const split_card *cards, split_group *group, split_place *places,
-                                 uint32_t site, pmr_comm **made, pmr_error *error)
+                                 split_origin origin, pmr_comm **made, pmr_error *error)
 {
     pmr_context *context = comm->context;
     int32_t color = cards[comm->rank].color;
@@ -197,7 +207,7 @@ static pmr_status split_by_cards(pmr_comm *comm, const split_card *cards, split_
         if (claims(comm, group))
             place = (split_place){.board_index = pool_take(context->pool), .claimed = 1};
     }
-    pmr_status status = allgather(comm, &place, places, sizeof place, site, error);
+    pmr_status status = allgather(comm, &place, places, sizeof place, origin, error);
     if (status)
         return status;
     context->next_comm = next > context->next_comm ? next : context->next_comm;
@@ -218,10 +228,9 @@ static pmr_status split_by_cards(pmr_comm *comm, const split_card *cards, split_
     return status;
 }
 
-pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
-                          pmr_error *error)
+static pmr_status split(pmr_comm *comm, split_card mine, split_origin origin, pmr_comm **out,
+                        pmr_error *error)
 {
-    split_card mine = {color, key, comm->context->next_comm};
     split_card *cards = malloc(comm->size * sizeof *cards);
     split_place *places = malloc(comm->size * sizeof *places);
     split_group group = {.rank = malloc(comm->size * sizeof *group.rank)};
@@ -229,16 +238,28 @@ pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t s
     pmr_status status = PMR_OK;
     if (!cards || !places || !group.rank)
         status = pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a split of %u ranks", comm->size);
+    mine.next_comm = comm->context->next_comm;
     if (!status)
-        status = allgather(comm, &mine, cards, sizeof mine, site, error);
+        status = allgather(comm, &mine, cards, sizeof mine, origin, error);
     if (!status)
-        status = split_by_cards(comm, cards, &group, places, site, &made, error);
+        status = split_by_cards(comm, cards, &group, places, origin, &made, error);
     if (!status)
         *out = made;
     free(group.rank);
     free(places);
     free(cards);
     return status;
+}
+
+pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
+                          pmr_error *error)
+{
+    return split(comm, (split_card){.color = color, .key = key}, (split_origin){PMR_FORM_SPLIT, site}, out, error);
+}
+
+pmr_status pmr_comm_dup(pmr_comm *comm, uint32_t site, pmr_comm **out, pmr_error *error)
+{
+    return split(comm, (split_card){.color = 0, .key = (int32_t)comm->rank}, (split_origin){PMR_FORM_DUP, site}, out, error);
 }
 
 pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error)

@@ -50,6 +50,7 @@ struct pmr_context {
     uint32_t next_comm; /* ids from here on are free on this rank */
     bool reproducible;  /* the same bits on any layout */
     bool crowded; /* more local ranks than CPUs */
+    size_t cache_bytes;
     /* Whether ranks may read each other's private memory: found out at the first use. */
     enum { PMR_READS_UNKNOWN = 0, PMR_READS_POSSIBLE, PMR_READS_REFUSED } remote_reads;
 };
@@ -122,7 +123,8 @@ struct pmr_task {
     uint32_t step, steps;       /* chunks */
     uint32_t staged, published; /* chunks this rank staged; steps it consumed */
     size_t chunk_items;
-    bool exposed; /* all buffers of the call lie in the heap */
+    bool exposed;   /* all buffers of the call lie in the heap */
+    bool streaming; /* more than the caches hold: results are written past them */
     /* nonblocking only */
     pmr_task *next;
     pmr_request *request;

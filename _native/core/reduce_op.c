@@ -62,6 +62,14 @@ static const pmr_reduce_set *set_now(void) {
     return set;
 }
 
+const char *pmr_kernels_name(void) {
+    const pmr_reduce_set *now = set_now();
+    int set = PMR_KERNELS_PORTABLE;
+    while (SETS[set].set != now)
+        set++;
+    return SETS[set].name;
+}
+
 pmr_reduce_fn pmr_reduce_lookup(pmr_op op, pmr_dtype dtype) {
     if ((unsigned)op >= (unsigned)PMR_OP_COUNT || (unsigned)dtype >= (unsigned)PMR_DTYPE_COUNT)
         return NULL;

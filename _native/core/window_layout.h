@@ -3,9 +3,9 @@
  * window_layout.h: the part of the node's window that the agent and the ranks share.
  *
  * The window is one memfd per node and attempt, made by the agent and inherited by its ranks. The agent
- * (Python, launcher/window.py) writes the header and sizes the file to the end of the recorders; the ranks
+ * (Python, src/pmrun/window.py) writes the header and sizes the file to the end of the recorders; the ranks
  * compute the rest (boards, staging, heaps) from the header and grow the sparse file to the same length,
- * whoever comes first. All integers little-endian. tests/tidy holds launcher/window.py to these numbers.
+ * whoever comes first. All integers little-endian. tests/tidy holds src/pmrun/window.py to these numbers.
  */
 #ifndef PMR_CORE_WINDOW_LAYOUT_H
 #define PMR_CORE_WINDOW_LAYOUT_H
@@ -80,7 +80,8 @@ typedef struct pmr_record { /* one call; entry i of the ring holds call number n
     uint32_t site;           /* index into the sites, 0: unknown */
     int32_t peer;            /* root, destination or source; -1: none */
     uint8_t kind, dtype, op; /* pmr_kind, pmr_dtype, pmr_op */
-    uint8_t reserved[13];
+    uint8_t form;            /* pmr_form: what the call is a part of */
+    uint8_t reserved[12];
 } pmr_record;
 
 typedef struct pmr_recorder {

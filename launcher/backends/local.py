@@ -10,41 +10,55 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+from collections.abc import Callable
 from typing import Final
 
-from pmrun import env
+from pmrun import env, wire
 from pmrun.errors import ExitCode, UsageError
-from pmrun.launcher import limits, process_tree, rank_process
-from pmrun.launcher.agent_loop import run_agent
+from pmrun.launcher import keys, limits, process_tree, rank_process
+from pmrun.launcher.agent_loop import Place
+from pmrun.launcher.agent_process import run_agent
 from pmrun.launcher.cgroup import ControlGroups, usable_cpus
-from pmrun.launcher.controller import SIGNALS, Controller, make_starts
+from pmrun.launcher.controller import SIGNALS, Controller
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.events import EventLog
+from pmrun.launcher.interfaces import free_port
 from pmrun.launcher.job import Job
-from pmrun.launcher.link import Link, SocketLink, socket_pair
+from pmrun.launcher.link import Hub, SocketHub, SocketLink, socket_pair
+from pmrun.launcher.orders import make_starts
 from pmrun.launcher.placement import place_local
+from pmrun.launcher.poller import Poller
+from pmrun.launcher.rendezvous import Seat
+from pmrun.launcher.sink import open_standard_fds
 
 _SWEEP_S: Final = 5.0
-_LOWEST_PORT: Final = 20000
-_TRIES: Final = 64
+_LOOPBACK: Final = "127.0.0.1"
 
 
-class LocalAgent:
+class LocalFleet:
     """The forked agent, as the controller holds it."""
 
-    def __init__(self) -> None:
+    release = ""  # both are this very process's code
+
+    def __init__(self, world_size: int) -> None:
         ours, theirs = socket_pair()
+        self.seats: tuple[Seat, ...] = (Seat(node_name()),)
+        self.counts: tuple[int, ...] = (world_size,)
         self._spare = process_tree.children() if process_tree.any_child() else frozenset()
         self._closed = False
-        self.pid = os.fork()
-        if self.pid == 0:
+        secret = keys.new_secret()
+        self._pid = os.fork()
+        if self._pid == 0:
             ours.close()
-            run_agent(SocketLink(theirs), 0)
+            hello = wire.Hello(wire.VERSION, 0, os.getpid(), node_name(), _LOOPBACK, free_port())
+            run_agent(SocketLink(theirs), Place(hello, secret))
         theirs.close()
-        self.link: Link = SocketLink(ours)
+        self.hub: Hub = SocketHub(ours)
 
-    def sweep(self) -> None:
+    def watch(self, poller: Poller, note: Callable[[int, str], None], ended: Callable[[int, str], None]) -> None:
+        """The link's end says all that there is to know."""
+
+    def sweep(self, node: int) -> None:
         """End the agent, if it only closed the link, and all that came to this process from it."""
         process_tree.sweep(self._spare, _SWEEP_S)
 
@@ -53,11 +67,11 @@ class LocalAgent:
         if self._closed:
             return
         self._closed = True
-        self.link.close()
-        if not process_tree.wait_end(self.pid, _SWEEP_S):
+        self.hub.close()
+        if not process_tree.wait_end(self._pid, _SWEEP_S):
             process_tree.sweep(self._spare, _SWEEP_S)
         try:
-            os.waitpid(self.pid, os.WNOHANG)
+            os.waitpid(self._pid, os.WNOHANG)
         except ChildProcessError:
             return  # swept
 
@@ -71,16 +85,17 @@ class Backend:
         refusal = limits.refuse(job.world_size, groups)
         if refusal is not None:
             raise UsageError(refusal)
-        node = place_local(job, _node_name())
+        node = place_local(job, node_name())
         start = make_starts(job, [node], "", 0, 0)[0]
         inherited = dict(os.environb)
         base = base_environment(inherited, start, usable_cpus(groups))
-        later = {env.JOB_ID: "(a new name)", env.TORCH_MASTER_PORT: "(a free port)", env.WINDOW_FD: "(a descriptor)"}
+        later = {env.JOB_ID: "(a new name)", env.TORCH_MASTER_PORT: "(a free port)"}
+        later.update(dict.fromkeys((env.WINDOW_FD, env.STORE_FD), "(a descriptor)"))
         for name, _ in job.env:
             later.pop(name, None)  # a meeting point for torch that the job names is known now
         ranks: list[dict[str, object]] = []
         for rank in node.ranks:
-            own = {**base, **rank_environment(start, rank, -1)}
+            own = {**base, **rank_environment(start, rank, -1, -1)}
             added = {os.fsdecode(k): os.fsdecode(v) for k, v in own.items() if inherited.get(k) != v}
             ranks.append(
                 {
@@ -89,7 +104,7 @@ class Backend:
                     "command": list(job.command),
                     "cwd": job.cwd or os.getcwd(),
                     "cpus": list(node.cpus[rank]) if node.cpus else None,
-                    "bound": bool(start.cpus),
+                    "bound": start.bind_to_core,
                     "stdin": rank in start.stdin_ranks,
                     "env": dict(sorted({**added, **later}.items())),
                 }
@@ -98,52 +113,21 @@ class Backend:
 
     def run(self, job: Job) -> int:
         """Run the job here."""
-        _open_standard_fds()
+        open_standard_fds()
         try:
             events = EventLog(job.json_events)
         except UsageError as error:
             os.write(2, f"pmrun: {error}\n".encode("utf-8", "surrogateescape"))
             return ExitCode.USAGE
-        node = place_local(job, _node_name())
-        job_id = f"{node.name}-{os.getpid()}-{os.urandom(4).hex()}"
-        starts = make_starts(job, [node], job_id, 0, free_port())
         rank_process.become_subreaper()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
         try:
-            controller = Controller(job, starts, [LocalAgent()], events)
+            controller = Controller(job, LocalFleet(job.world_size), events)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return controller.run()
 
 
-def free_port() -> int:
-    """A port that nobody has, outside the range from which the kernel serves outgoing connections."""
-    try:
-        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="utf-8") as file:
-            highest = int(file.read().split()[0])
-    except (OSError, ValueError, IndexError):
-        highest = 32768
-    for attempt in range(_TRIES):
-        port = 0
-        if highest > _LOWEST_PORT and attempt + 1 < _TRIES:
-            port = _LOWEST_PORT + int.from_bytes(os.urandom(4), "little") % (highest - _LOWEST_PORT)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            try:
-                sock.bind(("", port))
-            except OSError:
-                continue
-            return int(sock.getsockname()[1])
-    return 0
-
-
-def _node_name() -> str:
+def node_name() -> str:
+    """This machine's own name."""
     return os.uname().nodename
-
-
-def _open_standard_fds() -> None:
-    """Give descriptors 0 to 2 a meaning, so that nothing else is opened under these numbers."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is `fd`

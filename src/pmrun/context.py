@@ -11,14 +11,10 @@ from __future__ import annotations
 import atexit
 import fcntl
 import importlib
-import inspect
 import os
 import sys
-import traceback
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
 
-from pmrun import env, network
+from pmrun import env
 from pmrun.errors import (
     AlreadyInitializedError,
     CollectiveError,
@@ -28,7 +24,11 @@ from pmrun.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType, ModuleType, TracebackType
+
+    from pmrun import network
     from pmrun._native import Net
     from pmrun.communicator import Communicator
 
@@ -37,12 +37,16 @@ _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _world: Communicator | None = None
 _init_site = ""  # where the running, or the last, init was called
 _init_pid = 0
+_in_gang = False  # the world is not this process alone
 _gang_left = False  # a rank of a gang shut down: its place is given up for good
 _previous_hook = sys.excepthook
 
 
 def init(timeout: float | None = None) -> Communicator:
-    """Join the gang that `pmrun` started, or make a world of one under plain python.
+    """Join the gang that `pmrun` started, or another launcher, or make a world of one under plain python.
+
+    Under torchrun, mpirun, srun or Metaflow's ``@parallel`` the ranks of one machine become a gang when all of them have
+    called this, at most PMRUN_JOIN_TIMEOUT (60) seconds apart. PMRUN_FOREIGN=0 makes a world of one there, too.
 
     Parameters
     ----------
@@ -60,15 +64,11 @@ def init(timeout: float | None = None) -> Communicator:
 
 def join(timeout: float | None, exchange: network.Exchange | None) -> Communicator:
     """`init`, with another way for the ranks of several nodes to tell each other their addresses than the store."""
-    global _world, _init_site, _init_pid
+    global _world, _init_site, _init_pid, _in_gang
     if _world is not None:
-        if os.getpid() != _init_pid:
-            raise ForkedError(
-                "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork "
-                "before pm.init()"
-            )
+        _refuse_child()
         raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
-    descriptor = _window_descriptor()
+    descriptor, local_rank, lifeline = _place()
     if descriptor >= 0 and _gang_left:
         raise NotInitializedError("pm.shutdown() gave up this rank's place in its gang: call pm.init() once only")
     native = _load_native()
@@ -77,7 +77,7 @@ def join(timeout: float | None, exchange: network.Exchange | None) -> Communicat
     net = _connect(native, exchange) if descriptor >= 0 else None
     try:
         opened: Communicator = native.open_context(
-            world_type, descriptor, _number(env.LOCAL_RANK), net=net, reproducible=network.is_reproducible()
+            world_type, descriptor, local_rank, lifeline, net=net, reproducible=os.environ.get(env.REPRODUCIBLE) == "1"
         )
     except BaseException:
         if net is not None:
@@ -88,7 +88,7 @@ def join(timeout: float | None, exchange: network.Exchange | None) -> Communicat
     except (TypeError, ValueError):
         native.close_context()
         raise
-    _world, _init_site, _init_pid = opened, _caller(), os.getpid()
+    _world, _init_site, _init_pid, _in_gang = opened, _caller(), os.getpid(), descriptor >= 0
     atexit.register(shutdown)
     _install_hook()
     return opened
@@ -102,7 +102,7 @@ def shutdown() -> None:
     global _world, _gang_left
     if _world is None or os.getpid() != _init_pid:
         return
-    _gang_left = env.WINDOW_FD in os.environ
+    _gang_left = _in_gang
     _world = None
     atexit.unregister(shutdown)
     _load_native().close_context()
@@ -117,7 +117,16 @@ def world() -> Communicator:
     """The communicator of all ranks; `NotInitializedError` outside of `init` and `shutdown`."""
     if _world is None:
         raise NotInitializedError("pmrun is not initialized in this process: call pm.init() first")
+    _refuse_child()
     return _world
+
+
+def _refuse_child() -> None:
+    if os.getpid() != _init_pid:
+        raise ForkedError(
+            "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork before "
+            "pm.init()"
+        )
 
 
 # ---- opening ------------------------------------------------------------------------------------------------
@@ -137,6 +146,10 @@ def _load_native() -> ModuleType:
 
 def _connect(native: ModuleType, exchange: network.Exchange | None) -> Net | None:
     """The network to the other nodes; None where the gang has one."""
+    if "," not in os.environ.get(env.LAYOUT, ""):
+        return None  # as nearly always, and what follows takes time to load
+    from pmrun import network
+
     sizes = network.layout()
     if not sizes:
         return None
@@ -178,14 +191,34 @@ def _force(native: ModuleType) -> None:
             raise UsageError(f"{env.KERNELS}: {error}") from None
 
 
-def _window_descriptor() -> int:
-    """The inherited descriptor, no longer inheritable; -1 where pmrun did not start this process."""
+def _place() -> tuple[int, int, int]:
+    """The window's descriptor, this rank's place in it, and what hangs up when nobody watches over the gang.
+
+    The descriptors are not inheritable; -1 where the process is no rank, and where the agent takes it along when it dies.
+    """
+    if env.RANK in os.environ:
+        return (*_inherited_place(), -1)
+    from pmrun import foreign  # a rank of pmrun's own need not load it
+
+    placement = foreign.recognise(os.environ)
+    if placement is None:
+        return (*_inherited_place(), -1)
+    if placement.world_size == 1:
+        return -1, 0, -1
+    from pmrun import meeting
+
+    met = meeting.meet(placement)
+    # Metaflow plays nodes of one rank each on one machine: the place there is the rank's number.
+    return met.window_fd, placement.rank, met.lifeline_fd
+
+
+def _inherited_place() -> tuple[int, int]:
     if env.WINDOW_FD not in os.environ:
         if os.environ.get(env.WORLD_SIZE, "1") != "1":
             raise UsageError(
                 f"{env.WORLD_SIZE} is set, but no window came with it: start the program with pmrun, or unset PMRUN_*"
             )
-        return -1
+        return -1, 0
     descriptor = _number(env.WINDOW_FD)
     try:
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFD)
@@ -195,11 +228,11 @@ def _window_descriptor() -> int:
             "started is a rank; a program that it starts in turn must not call pm.init() (or unset PMRUN_* for it)"
         ) from None
     fcntl.fcntl(descriptor, fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
-    return descriptor
+    return descriptor, _number(env.LOCAL_RANK)
 
 
 def _caller() -> str:
-    frame = inspect.currentframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
         frame = frame.f_back
     if frame is None:
@@ -236,6 +269,8 @@ def _is_follower(error: BaseException | None) -> bool:
 
 def describe(error: BaseException, trace: TracebackType | None) -> str:
     """One line: what was raised, and the innermost place in the user's files."""
+    import traceback
+
     text = (str(error).splitlines() or [""])[0]
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     place = ""

@@ -1,44 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where this process stands in its job: `pm.current`, `pm.rank()` and their like.
 
-Everything is read from the environment that the agent made, at the moment it is asked for, so it is there before
-`pm.init()` and needs no C core. Invariant: under plain `python` the answers describe a world of one.
+Everything is read from the environment that the agent made, or another launcher (foreign.py), at the moment it is
+asked for, so it is there before `pm.init()` and needs no C core. A process that a rank started, by fork or otherwise,
+is told whose it is: the worker of a data loader asks for its part of the data. Invariant: under plain `python` the
+answers describe a world of one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from typing import Any
 
 from pmrun import env
 from pmrun.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pmrun.foreign import Placement
+    from pmrun.parallel import Parallel
 
 LOOPBACK = "127.0.0.1"
 
 parallel: Parallel
 is_parallel: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parallel:
-    """The job's nodes, as Metaflow's ``current.parallel`` names them.
-
-    Attributes
-    ----------
-    main_ip : str
-        Address of node 0.
-    num_nodes : int
-    node_index : int
-        This node's number; 0 is the main node.
-    control_task_id : str
-        Name of the task on the main node.
-    """
-
-    main_ip: str
-    num_nodes: int
-    node_index: int
-    control_task_id: str
 
 
 def _number(name: str, default: int) -> int:
@@ -51,46 +37,76 @@ def _number(name: str, default: int) -> int:
         raise UsageError(f"{name}={text!r} is not a number: pmrun sets it, so unset it or start with pmrun") from None
 
 
+def _foreign() -> Placement | None:
+    if env.RANK in os.environ:
+        return None
+    from pmrun import foreign  # a rank of pmrun's own need not load it
+
+    return foreign.recognise(os.environ)
+
+
+def _told(placement: Placement, number: int) -> int:
+    if number < 0:
+        raise UsageError(f"{placement.launcher} does not tell which of its nodes this is, nor how many it has")
+    return number
+
+
 def rank() -> int:
     """This process's number in its job; 0 under plain python."""
-    return _number(env.RANK, 0)
+    placement = _foreign()
+    return placement.rank if placement is not None else _number(env.RANK, 0)
 
 
 def world_size() -> int:
     """How many ranks the job has; 1 under plain python."""
-    return _number(env.WORLD_SIZE, 1)
+    placement = _foreign()
+    return placement.world_size if placement is not None else _number(env.WORLD_SIZE, 1)
 
 
 def local_rank() -> int:
     """This process's number among the ranks of its node."""
-    return _number(env.LOCAL_RANK, 0)
+    placement = _foreign()
+    return placement.local_rank if placement is not None else _number(env.LOCAL_RANK, 0)
 
 
 def local_world_size() -> int:
     """How many ranks this node has."""
-    return _number(env.LOCAL_WORLD_SIZE, 1)
+    placement = _foreign()
+    return placement.local_world_size if placement is not None else _number(env.LOCAL_WORLD_SIZE, 1)
 
 
 def node_rank() -> int:
     """This node's number; 0 is the main node."""
-    return _number(env.NODE_RANK, 0)
+    placement = _foreign()
+    return _told(placement, placement.node_rank) if placement is not None else _number(env.NODE_RANK, 0)
 
 
 def num_nodes() -> int:
     """How many nodes the job has."""
-    return _number(env.NUM_NODES, 1)
+    placement = _foreign()
+    return _told(placement, placement.num_nodes) if placement is not None else _number(env.NUM_NODES, 1)
 
 
 def peers() -> tuple[str, ...]:
     """Addresses of all nodes, in node order."""
     text = os.environ.get(env.PEERS, "")
-    return tuple(text.split(",")) if text else (os.environ.get(env.MAIN_IP, LOOPBACK),)
+    if text or num_nodes() == 1:
+        return tuple(text.split(",")) if text else (os.environ.get(env.MAIN_IP, LOOPBACK),)
+    raise UsageError("the launcher of this job tells no node's address but the main one's: pm.current.parallel.main_ip")
 
 
 def __getattr__(name: str) -> Any:
+    placement = _foreign() if name in ("parallel", "is_parallel") else None
+    if name == "parallel" and placement is not None:
+        from pmrun.parallel import Parallel
+
+        address = placement.main_address or LOOPBACK
+        return Parallel(address, num_nodes(), node_rank(), placement.job or f"{placement.launcher}-0")
     if name == "parallel":
+        from pmrun.parallel import Parallel
+
         job = os.environ.get(env.JOB_ID, "local")
         return Parallel(os.environ.get(env.MAIN_IP, LOOPBACK), num_nodes(), node_rank(), f"{job}-0")
     if name == "is_parallel":
-        return env.RANK in os.environ
+        return env.RANK in os.environ or placement is not None
     raise AttributeError(f"module 'pmrun.current' has no attribute '{name}'")

@@ -20,6 +20,7 @@ ATTEMPT = "PMRUN_ATTEMPT"  # 0 at the first start
 PEERS = "PMRUN_PEERS"  # comma-separated addresses of all nodes, in node order
 NODE_NAME = "PMRUN_NODE_NAME"  # this node's name, as reports show it
 WINDOW_FD = "PMRUN_WINDOW_FD"  # number of the inherited memfd of the node's window
+STORE_FD = "PMRUN_STORE_FD"  # number of the inherited socket to this node's host of the store
 LAYOUT = "PMRUN_LAYOUT"  # "4,4,2": ranks of each node, in node order
 DATA_ADDRESS = "PMRUN_DATA_ADDRESS"  # this node's address for connections between ranks
 TRANSPORT = "PMRUN_TRANSPORT"  # "zmq", "tcp" or "auto": what carries data between nodes; also the option
@@ -31,6 +32,8 @@ ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests
 KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (tests)
 SINGLE_COPY = "PMRUN_SINGLE_COPY"  # "0": never read another rank's memory by process_vm_readv
 COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
+FOREIGN = "PMRUN_FOREIGN"  # "0": not a rank, whatever launcher's variables are there (mpirun, torchrun, srun, ...)
+JOIN_TIMEOUT = "PMRUN_JOIN_TIMEOUT"  # seconds for all ranks of another launcher to call pm.init(); default: 60
 
 # ---- what other programs expect: torch's names always, the last two only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"

@@ -7,11 +7,11 @@ stand on it.
 
 from __future__ import annotations
 
-import enum
 
-
-class ExitCode(enum.IntEnum):
+class ExitCode:
     """Exit codes of the `pmrun` command, where the culprit's own code does not decide.
+
+    Plain numbers: `enum` takes longer to load than all that a rank needs of pmrun.
 
     A rank that ended with code n makes `pmrun` end with n; one that was killed by signal s, with 128 + s.
     """
@@ -102,6 +102,33 @@ class RequestTimeout(PmrunError, TimeoutError):
 
 class MessageTruncated(PmrunError, ValueError):
     """A received message was longer than the buffer given for it."""
+
+
+class StoreError(PmrunError, RuntimeError):
+    """The store is full, refused too much at once, or cannot be reached any more."""
+
+
+class StoreTimeout(StoreError, TimeoutError):
+    """Keys that were waited for are not set.
+
+    Attributes
+    ----------
+    keys : tuple of str
+        The first of them.
+    absent : tuple of int
+        The first of the ranks that have not used the store yet.
+    ended : tuple of int
+        The first of the ranks whose process has ended.
+    """
+
+    def __init__(self, text: str, keys: tuple[str, ...], absent: tuple[int, ...], ended: tuple[int, ...]) -> None:
+        super().__init__(text, keys, absent, ended)
+        self.keys = keys
+        self.absent = absent
+        self.ended = ended
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class LaunchError(PmrunError):

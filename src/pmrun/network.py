@@ -13,7 +13,7 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pmrun import env
+from pmrun import env, libzmq
 from pmrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,11 +66,6 @@ def layout() -> list[int]:
     return [int(size) for size in sizes] if len(sizes) > 1 else []
 
 
-def is_reproducible() -> bool:
-    """Whether sums are to have the bits of one node on any layout."""
-    return os.environ.get(env.REPRODUCIBLE) == "1"
-
-
 def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int]) -> Net:
     """Open this rank's end of the network between the nodes, and try it.
 
@@ -91,8 +86,15 @@ def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int])
         raise UsageError(
             f"{env.LAYOUT} tells of {len(sizes)} nodes, but {env.DATA_ADDRESS} is not set: start with pmrun"
         )
+    transport = TRANSPORTS.get(wanted, wanted)
     net: Net = native.open_net(
-        TRANSPORTS.get(wanted, wanted), address, rank, sizes, exchange.key(), encrypt=os.environ.get(env.ENCRYPT) == "1"
+        transport,
+        address,
+        rank,
+        sizes,
+        exchange.key(),
+        encrypt=os.environ.get(env.ENCRYPT) == "1",
+        library=libzmq.find() if transport == "zmq" else None,
     )
     try:
         exchange.publish(rank, net.address)

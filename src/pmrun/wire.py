@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that controller and agent say to each other: one tagged union of msgspec structs.
 
-A message is `encode`d to MessagePack and travels as one frame of a link (launcher/link.py). Text that the
+A message is `encode`d to MessagePack and travels as one frame of a link (launcher/link.py, launcher/net_link.py). Text that the
 operating system gave us (arguments, environment, paths) travels as bytes, because it need not be UTF-8.
 Ranks are world ranks everywhere. Invariant: `decode` never takes memory for more than `MAX_MESSAGE_BYTES`
 and never returns anything but a `Message`; every other input is a `WireError`.
@@ -14,8 +14,9 @@ from typing import Final
 import msgspec
 
 from pmrun.errors import PmrunError
+from pmrun.store_wire import Ask, Reply
 
-VERSION: Final = 1  # of the protocol; both sides name theirs first and refuse another
+VERSION: Final = 2  # of the protocol; both sides name theirs first and refuse another
 MAX_MESSAGE_BYTES: Final = 16 << 20
 MAX_DATA_BYTES: Final = 64 << 10  # of the output or input in one message
 
@@ -49,9 +50,14 @@ class Start(_Message, frozen=True, tag="start"):
     command: tuple[bytes, ...]
     cwd: bytes | None
     env: tuple[tuple[bytes, bytes], ...]  # replaces what the agent inherited
-    cpus: tuple[tuple[int, ...], ...]  # by local rank: CPUs it is pinned to, () for no pinning
+    bind_to_core: bool  # each rank is kept on cores of its own
     stdin_ranks: tuple[int, ...]  # ranks of this node that are sent the standard input
     credit_bytes: int  # how much output of each stream may be sent before a Credit comes
+    layout: tuple[int, ...]  # ranks of each node, in node order
+    data_address: str  # of this node: what its ranks bind to
+    transport: str = "auto"
+    reproducible: bool = False
+    encrypt: bool = False
 
 
 class Signal(_Message, frozen=True, tag="signal"):
@@ -91,18 +97,47 @@ class Stdin(_Message, frozen=True, tag="stdin"):
 
 
 class Leave(_Message, frozen=True, tag="leave"):
-    """Nothing more will be asked: the agent ends."""
+    """The gang is over: the agent ends. `code` is the exit code of the whole."""
+
+    code: int = 0
+
+
+class Refused(_Message, frozen=True, tag="refused"):
+    """This agent cannot take part; it says so and ends."""
+
+    text: str  # one line: what, why, remedy
+    code: int
+
+
+# ---- both ways -------------------------------------------------------------------------------------------
+
+
+class Beat(_Message, frozen=True, tag="beat"):
+    """A sign of life, for when there is nothing else to say."""
+
+
+class StoreReply(_Message, frozen=True, tag="store_reply"):
+    """To a rank's request, where the controller holds the store."""
+
+    rank: int
+    reply: Reply
 
 
 # ---- agent to controller ---------------------------------------------------------------------------------
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """An agent's first message."""
+    """An agent's first message: who it is, and what the others need to know of its node."""
 
     version: int
-    node_rank: int
+    node_rank: int  # -1: it does not know its place
     pid: int
+    host: str = ""  # the machine's own name
+    address: str = ""  # where its ranks can be reached
+    free_port: int = 0  # for those who meet on the main node
+    release: str = ""  # of pmrun, "" on one machine
+    num_nodes: int = 0  # what it was told, 0: nothing
+    world_size: int = 0
 
 
 class Started(_Message, frozen=True, tag="started"):
@@ -119,6 +154,13 @@ class StartFailed(_Message, frozen=True, tag="start_failed"):
     code: int  # proposed exit code
 
 
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """Where a rank stood in pmrun's calls when it was about to be stopped."""
+
+    call: str  # "allreduce #812 at train.py:44", or "" if it never made one
+    inside: bool  # else that is the last one it came out of
+
+
 class RankExited(_Message, frozen=True, tag="exited"):
     """A rank's process ended. What the report may need comes along, because the culprit is decided later."""
 
@@ -132,7 +174,8 @@ class RankExited(_Message, frozen=True, tag="exited"):
     abort_text: str
     out_tail: bytes
     err_tail: bytes
-    last_call: str  # "allreduce #812 at train.py:44 (inside)", or ""
+    last_call: str  # "allreduce #812 at train.py:44 (still inside)", or ""
+    standing: Standing | None = None  # None: it ended before it was sent a signal
 
 
 class Output(_Message, frozen=True, tag="out"):
@@ -155,9 +198,28 @@ class NodeDone(_Message, frozen=True, tag="done"):
     survivors: tuple[int, ...]  # process ids that not even SIGKILL ended
 
 
+class StoreRequest(_Message, frozen=True, tag="store_request"):
+    """A rank asks something of the store. Where the gang is on one node, its agent answers that itself."""
+
+    rank: int
+    request: Ask
+
+
+class StoreClosed(_Message, frozen=True, tag="store_closed"):
+    """Nobody waits any more for replies to what this rank asked before."""
+
+    rank: int
+
+
+class Notice(_Message, frozen=True, tag="notice"):
+    """One line that the user should read."""
+
+    text: str
+
+
 Message = (
-    Start | Signal | Stop | Credit | Stdin | Leave
-    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone
+    Start | Signal | Stop | Credit | Stdin | Leave | Refused | Beat | StoreReply
+    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | StoreRequest | StoreClosed | Notice
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
@@ -177,6 +239,16 @@ def encode(message: Message) -> bytes:
         name = type(message).__name__
         raise WireError(f"message {name} has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}")
     return data
+
+
+def spoken_version(data: bytes | bytearray | memoryview) -> int | None:
+    """The protocol of somebody's first message, which may be one that this version cannot `decode`."""
+    try:
+        words = msgspec.msgpack.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    known = isinstance(words, list) and len(words) > 1 and words[0] == "hello" and isinstance(words[1], int)
+    return words[1] if known else None
 
 
 def decode(data: bytes | bytearray | memoryview) -> Message:

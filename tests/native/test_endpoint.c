@@ -78,7 +78,7 @@ static void test_leaving(const char *transport)
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
-    library = argc > 2 && argv[2][0] ? argv[2] : NULL;
+    library = getenv("PMR_TEST_LIBZMQ");
     pmr_error error;
     for (size_t i = 0; pmr_endpoint_name(i); i++) {
         const char *transport = pmr_endpoint_name(i);

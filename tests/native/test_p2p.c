@@ -511,7 +511,7 @@ static void body_death(rank_env *env)
 
 int main(int argc, char **argv)
 {
-    as_threads = argc > 1 && strcmp(argv[1], "threads") == 0;
+    as_threads = argc > 2 && strcmp(argv[2], "threads") == 0;
     run_gang("sizes", 2, body_sizes, 0);
     run_gang("exchange", 2, body_exchange, 0);
     run_gang("exchange", 4, body_exchange, 0);

@@ -262,8 +262,8 @@ static void body(rank_env *env)
 
 int main(int argc, char **argv)
 {
-    as_threads = argc > 1 && strcmp(argv[1], "threads") == 0;
-    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 20261122;
+    as_threads = argc > 2 && strcmp(argv[2], "threads") == 0;
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 20261122;
     uint32_t gangs = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 12;
     for (uint32_t i = 0; i < gangs; i++) {
         printf("seed %" PRIu64 ": ", seed + i);

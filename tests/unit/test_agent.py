@@ -3,13 +3,16 @@
 
 import pytest
 
-from pmrun import wire
-from pmrun.launcher import agent, window
+from pmrun import window, wire
+from pmrun.launcher import agent
 
 START = wire.Start(
     job_id="j", attempt=0, node_rank=0, node_name="n", peers=("127.0.0.1",), main_port=1, first_rank=4,
-    local_world_size=2, world_size=8, command=(b"p",), cwd=None, env=(), cpus=(), stdin_ranks=(), credit_bytes=1,
+    local_world_size=2, world_size=8, command=(b"p",), cwd=None, env=(), bind_to_core=False, stdin_ranks=(),
+    credit_bytes=1,
+    layout=(4, 2, 2), data_address="127.0.0.1",
 )  # fmt: skip
+HELLO = wire.Hello(wire.VERSION, 0, 99)
 STOP = wire.Stop(0.1, 0.2, window.ABORT_RANK_FAILED, 1, "other", "exit code 3", True)
 
 
@@ -18,8 +21,8 @@ def exited(rank, status, sent_signal=0, oom=False):
 
 
 def running():
-    machine = agent.Agent(0, 99)
-    assert machine.on_connected() == [agent.Send(wire.Hello(wire.VERSION, 0, 99))]
+    machine = agent.Agent(HELLO)
+    assert machine.on_connected() == [agent.Send(HELLO)]
     assert machine.on_message(START, 0.0) == [agent.Launch(START)]
     assert machine.on_started((104, 105), 0.0) == [agent.Send(wire.Started((104, 105)))]
     return machine
@@ -88,7 +91,7 @@ def test_quiet_stop_tells_only_with_sigterm():
 
 
 def test_failed_start_kills_and_ends():
-    machine = agent.Agent(0, 99)
+    machine = agent.Agent(HELLO)
     machine.on_message(START, 0.0)
     assert machine.on_start_failed(5, "why", 127, 0.0) == [
         agent.Send(wire.StartFailed(5, "why", 127)),
@@ -99,7 +102,7 @@ def test_failed_start_kills_and_ends():
 
 
 def test_stop_before_start():
-    machine = agent.Agent(0, 99)
+    machine = agent.Agent(HELLO)
     assert machine.on_message(STOP, 0.0) == [agent.DrainOutput()]
     assert machine.on_message(START, 0.0) == []
     assert machine.on_drained(()) == [agent.Send(wire.NodeDone(()))]
@@ -116,7 +119,7 @@ def test_lost_link_kills_and_leaves_without_a_word():
 
 @pytest.mark.parametrize("phase", ["waiting", "done"])
 def test_lost_link_without_ranks(phase):
-    machine = agent.Agent(0, 99)
+    machine = agent.Agent(HELLO)
     if phase == "done":
         machine.on_message(STOP, 0.0)
         machine.on_drained(())

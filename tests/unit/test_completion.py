@@ -54,7 +54,7 @@ def test_the_shell_accepts_it(script: Path) -> None:
     ("words", "offered"),
     [
         (["--gr"], ["--grace"]),
-        (["--no-"], ["--no-tag", "--no-timestamp"]),
+        (["--no-t"], ["--no-tag", "--no-timestamp"]),
         (["--map-by", "c"], ["core"]),
         (["--map-by", "=", ""], ["core", "none"]),
         (["--map-by", "=", "no"], ["none"]),

@@ -9,8 +9,7 @@ import pytest
 
 from pmrun import env
 from pmrun.errors import UsageError
-from pmrun.launcher import cli, config
-from pmrun.launcher import options as opt
+from pmrun.launcher import cli, config, options as opt
 from pmrun.launcher.command_line import split
 
 
@@ -44,6 +43,13 @@ def test_variables_for_the_ranks_add_up_and_the_last_of_a_name_holds(
     assert values("-x", "D=4", "x.py").get(opt.ENV) == (
         ("A", "file"), ("B", "1"), ("C", "two words"), ("A", "variable"), ("D", "4"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["A=B", "", "A B", "A\\u0000", "A\\n"])
+def test_a_key_that_is_no_variables_name_is_refused(here: Path, name: str) -> None:
+    (here / "pmrun.toml").write_text(f'[env]\n"{name}" = 1\n')
+    with pytest.raises(UsageError, match=r"pmrun\.toml: key 'env': '.*' is not a variable's name: letters, digits"):
+        values("x.py")
 
 
 def test_the_nearest_file_is_taken_alone(here: Path) -> None:
@@ -131,9 +137,13 @@ def test_a_wrong_variable_is_named(name: str, text: str, line: str, monkeypatch:
     assert str(caught.value).startswith(line)
 
 
+# A pmrun inside a rank sends its data as the gang around it does, unless told otherwise.
+BOTH = {env.TRANSPORT, env.REPRODUCIBLE, env.ENCRYPT}
+
+
 def test_no_options_variable_is_one_that_a_rank_sees() -> None:
     ranks = {value for name, value in vars(env).items() if name.isupper() and name != "OPTION_PREFIX"}
-    assert ranks.isdisjoint(option.variable for option in opt.OPTIONS)
+    assert ranks & {option.variable for option in opt.OPTIONS if option.settable} == BOTH
 
 
 def test_settings_are_those_of_the_table_that_may_be_set() -> None:
@@ -163,6 +173,7 @@ def test_a_variable_that_pmrun_does_not_know_is_refused(name: str, said: str, mo
 
 def test_variables_of_ranks_and_of_the_build_are_no_options() -> None:
     others = {value: "1" for name, value in vars(env).items() if name.isupper() and name != "OPTION_PREFIX"}
+    others = {name: value for name, value in others.items() if name not in BOTH}
     assert {"PMRUN_RANK", "PMRUN_ALGORITHM", "PMRUN_WERROR"} < set(others)
     assert config.from_environment({**others, "RANDOM": "1"}) == []
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
 import pytest
 
 import pmrun as pm
-from pmrun import env
+from pmrun import env, operations
+from pmrun.parallel import Parallel
 
 
 def test_plain_python_is_a_world_of_one() -> None:
@@ -36,6 +38,28 @@ def test_a_rank_reads_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pm.peers == ("10.0.0.1", "10.0.0.2")
 
 
+def test_a_rank_of_another_launcher_reads_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "AWS_BATCH_JOB_NODE_INDEX": "2", "AWS_BATCH_JOB_NUM_NODES": "4", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0",
+        "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "10.0.0.1", "AWS_BATCH_JOB_ID": "job#2",
+    }  # fmt: skip
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert (pm.rank(), pm.world_size(), pm.local_rank(), pm.local_world_size(), pm.node_rank()) == (2, 4, 0, 1, 2)
+    assert pm.current.parallel == Parallel("10.0.0.1", 4, 2, "job")
+    assert pm.current.is_parallel
+    with pytest.raises(pm.UsageError, match="tells no node's address but the main one's"):
+        _ = pm.peers
+
+
+def test_open_mpi_does_not_number_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "5"), ("SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "4")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    assert (pm.rank(), pm.local_rank()) == (5, 1)
+    with pytest.raises(pm.UsageError, match="Open MPI does not tell which of its nodes this is"):
+        pm.node_rank()
+
+
 @pytest.mark.parametrize("name", [env.RANK, env.WORLD_SIZE, env.NUM_NODES])
 def test_a_broken_environment_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "many")
@@ -59,6 +83,11 @@ def test_importing_loads_neither_numpy_nor_the_core() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert run.stdout.strip() == ""
+
+
+def test_the_operations_that_are_named_are_those_that_are_typed() -> None:
+    typed = [name for name, kind in vars(operations).items() if isinstance(kind, types.BuiltinFunctionType)]
+    assert sorted(typed) == sorted(name for name, home in pm._HOME.items() if home == "pmrun.operations")
 
 
 def test_every_public_name_resolves() -> None:

@@ -16,19 +16,27 @@ def start(**changes):
     fields = {
         "job_id": "j", "attempt": 2, "node_rank": 1, "node_name": "b", "peers": ("10.0.0.1", "10.0.0.2"),
         "main_port": 20001, "first_rank": 4, "local_world_size": 4, "world_size": 8, "command": (b"p",), "cwd": None,
-        "env": (), "cpus": (), "stdin_ranks": (), "credit_bytes": 1, **changes,
+        "env": (), "bind_to_core": False, "stdin_ranks": (), "credit_bytes": 1, "layout": (4, 4), "data_address": "10.0.0.2",
+        **changes,
     }  # fmt: skip
     return wire.Start(**fields)
 
 
 def test_second_node():
     base = base_environment({b"HOME": b"/h"}, start(), 8)
-    own = rank_environment(start(), 3, 9)
+    own = rank_environment(start(), 3, 9, 8)
     assert base[b"PMRUN_PEERS"] == b"10.0.0.1,10.0.0.2"
     assert base[b"PMRUN_MAIN_IP"] == base[b"MASTER_ADDR"] == b"10.0.0.1"
     assert (base[b"PMRUN_NODE_RANK"], base[b"PMRUN_NUM_NODES"], base[b"PMRUN_ATTEMPT"]) == (b"1", b"2", b"2")
+    assert (base[b"PMRUN_LAYOUT"], base[b"PMRUN_DATA_ADDRESS"], base[b"PMRUN_TRANSPORT"]) == (
+        b"4,4",
+        b"10.0.0.2",
+        b"auto",
+    )
+    assert b"PMRUN_ENCRYPT" not in base and b"PMRUN_REPRODUCIBLE" not in base
     assert base[b"OMP_NUM_THREADS"] == b"2" and base[b"HOME"] == b"/h"
     assert (own[b"PMRUN_RANK"], own[b"RANK"], own[b"LOCAL_RANK"], own[b"PMRUN_WINDOW_FD"]) == (b"7", b"7", b"3", b"9")
+    assert own[b"PMRUN_STORE_FD"] == b"8"
 
 
 def test_who_wins():

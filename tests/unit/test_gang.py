@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from pmrun import wire
-from pmrun.launcher import agent, gang, window
+from pmrun import window, wire
+from pmrun.launcher import agent, gang
 
 
 def starts(nodes=1, ranks=4):
@@ -15,7 +15,8 @@ def starts(nodes=1, ranks=4):
         wire.Start(
             job_id="j", attempt=0, node_rank=node, node_name=f"n{node}", peers=("127.0.0.1",) * nodes, main_port=1,
             first_rank=node * ranks, local_world_size=ranks, world_size=nodes * ranks, command=(b"p",), cwd=None,
-            env=(), cpus=(), stdin_ranks=(), credit_bytes=1,
+            env=(), bind_to_core=False, stdin_ranks=(), credit_bytes=1,
+            layout=(ranks,) * nodes, data_address="127.0.0.1",
         )
         for node in range(nodes)
     ]  # fmt: skip
@@ -26,11 +27,10 @@ def exited(rank, status, sent_signal=0, abort=(0, -1, "")):
 
 
 def started(nodes=1, ranks=4, timeout_s=None):
-    machine = gang.Gang(starts(nodes, ranks), 5.0, timeout_s, 60.0, 0.0)
+    machine = gang.Gang(starts(nodes, ranks), gang.Limits(5.0, timeout_s, 60.0, 60.0), 0.0)
+    assert len(sent(machine.begin(), wire.Start)) == nodes
     for node in range(nodes):
-        machine.on_message(node, wire.Hello(wire.VERSION, node, 1), 0.0)
-    for node in range(nodes):
-        machine.on_message(node, wire.Started(tuple(range(ranks))), 0.0)
+        machine.on_message(node, wire.Started(tuple(range(ranks))))
     return machine
 
 
@@ -42,33 +42,27 @@ def sent(actions, kind):
 def finish(machine, nodes=1):
     actions = []
     for node in range(nodes):
-        actions = machine.on_message(node, wire.NodeDone(()), 9.0)
+        actions = machine.on_message(node, wire.NodeDone(()))
     assert isinstance(actions[-1], gang.Finish)
     return actions[-1].outcome
-
-
-def test_start_waits_for_all_agents():
-    machine = gang.Gang(starts(2), 5.0, None, 60.0, 0.0)
-    assert not sent(machine.on_message(0, wire.Hello(wire.VERSION, 0, 1), 0.0), wire.Start)
-    assert len(sent(machine.on_message(1, wire.Hello(wire.VERSION, 1, 1), 0.0), wire.Start)) == 2
 
 
 def test_clean_end():
     machine = started()
     for rank in range(4):
-        assert not sent(machine.on_message(0, exited(rank, 0), 1.0), wire.Stop)
+        assert not sent(machine.on_message(0, exited(rank, 0)), wire.Stop)
     outcome = finish(machine)
     assert (outcome.code, outcome.cause) == (0, None)
 
 
 def test_first_bad_exit_stops_all_nodes():
     machine = started(nodes=3)
-    stops = sent(machine.on_message(1, exited(6, 3), 1.0), wire.Stop)
+    stops = sent(machine.on_message(1, exited(6, 3)), wire.Stop)
     assert [node for node, _ in stops] == [0, 1, 2]
     stop = stops[0][1]
     assert (stop.state, stop.rank, stop.node, stop.text) == (window.ABORT_RANK_FAILED, 6, "n1", "exit code 3")
     assert stop.settle_s + stop.term_s <= 0.3
-    assert not sent(machine.on_message(0, exited(0, 4), 1.1), wire.Stop), "the second changes nothing"
+    assert not sent(machine.on_message(0, exited(0, 4)), wire.Stop), "the second changes nothing"
     outcome = finish(machine, 3)
     assert (outcome.code, outcome.cause.rank, outcome.node_of(6)) == (3, 6, "n1")
 
@@ -76,14 +70,14 @@ def test_first_bad_exit_stops_all_nodes():
 @pytest.mark.parametrize(("status", "code"), [(-9, 137), (-11, 139), (1, 1), (255, 255)])
 def test_exit_code(status, code):
     machine = started()
-    machine.on_message(0, exited(2, status), 1.0)
+    machine.on_message(0, exited(2, status))
     assert finish(machine).code == code
 
 
 def test_rank_that_left_early_is_named_and_the_witness_gives_the_code():
     machine = started()
-    machine.on_message(0, exited(2, 0), 1.0)
-    machine.on_message(0, exited(0, 7, abort=(window.ABORT_RANK_FAILED, 2, "rank 2 left")), 1.1)
+    machine.on_message(0, exited(2, 0))
+    machine.on_message(0, exited(0, 7, abort=(window.ABORT_RANK_FAILED, 2, "rank 2 left")))
     outcome = finish(machine)
     assert (outcome.code, outcome.cause.rank, outcome.cause.witness) == (7, 2, 0)
 
@@ -92,15 +86,15 @@ def test_rank_that_left_early_is_named_and_the_witness_gives_the_code():
 def test_culprit_that_unwinds_slowly(culprit, code):
     """It told its peers, they failed first; its own code counts if it came to it by itself."""
     machine = started()
-    machine.on_message(0, exited(0, 1, abort=(window.ABORT_RANK_FAILED, 3, "ValueError")), 1.0)
-    machine.on_message(0, culprit, 1.1)
+    machine.on_message(0, exited(0, 1, abort=(window.ABORT_RANK_FAILED, 3, "ValueError")))
+    machine.on_message(0, culprit)
     outcome = finish(machine)
     assert (outcome.code, outcome.cause.rank) == (code, 3)
 
 
 def test_mismatch_is_its_own_kind():
     machine = started()
-    machine.on_message(0, exited(1, 1, abort=(window.ABORT_MISMATCH, -1, "calls differ: a, b")), 1.0)
+    machine.on_message(0, exited(1, 1, abort=(window.ABORT_MISMATCH, -1, "calls differ: a, b")))
     outcome = finish(machine)
     assert (outcome.cause.kind, outcome.cause.text, outcome.code) == (gang.Kind.MISMATCH, "calls differ: a, b", 1)
 
@@ -111,7 +105,7 @@ def test_interrupt_then_again():
     assert sent(actions, wire.Signal) == [(0, wire.Signal(2))]
     stop = sent(actions, wire.Stop)[0][1]
     assert (stop.settle_s, stop.tell) == (5.0, False)
-    machine.on_message(0, exited(0, -2, sent_signal=2), 1.0)
+    machine.on_message(0, exited(0, -2, sent_signal=2))
     again = sent(machine.on_signal(2), wire.Stop)[0][1]
     assert (again.settle_s, again.term_s) == (0.0, 0.0)
     assert finish(machine).code == 130
@@ -134,20 +128,18 @@ def test_timeout():
 
 
 def test_start_timeout_names_who_is_late():
-    machine = gang.Gang(starts(2), 5.0, None, 60.0, 0.0)
-    for node in range(2):
-        machine.on_message(node, wire.Hello(wire.VERSION, node, 1), 0.0)
-    machine.on_message(0, wire.Started((1, 2, 3, 4)), 1.0)
+    machine = gang.Gang(starts(2), gang.Limits(5.0, None, 60.0, 60.0), 0.0)
+    machine.begin()
+    machine.on_message(0, wire.Started((1, 2, 3, 4)))
     assert len(sent(machine.on_tick(60.0), wire.Stop)) == 2
     outcome = finish(machine, 2)
     assert outcome.code == 75 and "waited for n1; give more time" in outcome.cause.text
 
 
 def test_failed_start():
-    machine = gang.Gang(starts(2), 5.0, None, 60.0, 0.0)
-    for node in range(2):
-        machine.on_message(node, wire.Hello(wire.VERSION, node, 1), 0.0)
-    assert len(sent(machine.on_message(1, wire.StartFailed(5, "not found", 127), 0.1), wire.Stop)) == 2
+    machine = gang.Gang(starts(2), gang.Limits(5.0, None, 60.0, 60.0), 0.0)
+    machine.begin()
+    assert len(sent(machine.on_message(1, wire.StartFailed(5, "not found", 127)), wire.Stop)) == 2
     assert finish(machine, 2).code == 127
 
 
@@ -156,15 +148,8 @@ def test_lost_agent():
     actions = machine.on_link_lost(0, "closed")
     assert gang.Sweep(0) in actions
     assert [node for node, _ in sent(actions, wire.Stop)] == [1]
-    actions = machine.on_message(1, wire.NodeDone(()), 1.0)
+    actions = machine.on_message(1, wire.NodeDone(()))
     assert actions[-1].outcome.code == 76
-
-
-def test_other_protocol_version():
-    machine = gang.Gang(starts(1), 5.0, None, 60.0, 0.0)
-    machine.on_message(0, wire.Hello(wire.VERSION + 1, 0, 1), 0.0)
-    outcome = finish(machine)
-    assert outcome.code == 75 and "install one version" in outcome.cause.text
 
 
 class World:
@@ -175,8 +160,8 @@ class World:
         self.nodes, self.ranks = self.chance.randint(1, 4), self.chance.randint(1, 4)
         self.orders = starts(self.nodes, self.ranks)
         timeout_s = self.chance.choice([None, None, 3.0])
-        self.gang = gang.Gang(self.orders, 1.0, timeout_s, 60.0, 0.0)
-        self.agents = [agent.Agent(node, node) for node in range(self.nodes)]
+        self.gang = gang.Gang(self.orders, gang.Limits(1.0, timeout_s, 60.0, 60.0), 0.0)
+        self.agents = [agent.Agent(wire.Hello(wire.VERSION, node, node)) for node in range(self.nodes)]
         self.alive = [{} for _ in range(self.nodes)]  # rank -> last signal
         self.gone = [False] * self.nodes
         self.abort = [None] * self.nodes
@@ -194,8 +179,7 @@ class World:
         self.at(arrival - self.now, call, *arguments)
 
     def run(self):
-        for node in range(self.nodes):
-            self.by_agent(node, self.agents[node].on_connected())
+        self.by_gang(self.gang.begin())
         for _ in range(self.chance.choice([0, 1, 1, 2])):
             self.at(self.chance.random() * 4, self.strike)
         while self.queue:
@@ -228,7 +212,7 @@ class World:
             self.by_gang(self.gang.on_output_closed("closed", 141))
         elif kind == "agent" and not self.gone[node]:
             self.gone[node] = True
-            self.agents[node] = agent.Agent(node, node)  # never heard of again
+            self.agents[node] = agent.Agent(wire.Hello(wire.VERSION, node, node))  # never heard of again
             self.alive[node].clear()
             self.carry(("up", node), self.lose, node)
 
@@ -249,7 +233,7 @@ class World:
             self.by_agent(node, self.agents[node].on_message(message, self.now))
 
     def to_gang(self, node, message):
-        self.by_gang(self.gang.on_message(node, message, self.now))
+        self.by_gang(self.gang.on_message(node, message))
 
     def by_gang(self, actions):
         for action in actions:

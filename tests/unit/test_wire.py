@@ -6,12 +6,13 @@ import random
 import msgspec
 import pytest
 
-from pmrun import wire
+from pmrun import store_wire, wire
 
 START = wire.Start(
     job_id="j", attempt=0, node_rank=1, node_name="b", peers=("10.0.0.1", "10.0.0.2"), main_port=20001, first_rank=2,
     local_world_size=2, world_size=4, command=(b"python", b"\xff\xfe.py"), cwd=None, env=((b"A", b"\xff"),),
-    cpus=((0, 1), (2,)), stdin_ranks=(), credit_bytes=1 << 18,
+    bind_to_core=True, stdin_ranks=(), credit_bytes=1 << 18, layout=(2, 2),
+    data_address="10.0.0.2", encrypt=True,
 )  # fmt: skip
 EXITED = wire.RankExited(
     rank=3, pid=7, status=-9, sent_signal=0, oom=True, abort_state=1, abort_rank=2, abort_text="x",
@@ -21,6 +22,9 @@ MESSAGES = [
     START, EXITED, wire.Signal(2), wire.Stop(0.1, 0.1, 1, 3, "a", "exit code 3", True), wire.Credit(1, 2, 65536),
     wire.Stdin(b""), wire.Leave(), wire.Hello(wire.VERSION, 0, 99), wire.Started((1, 2)),
     wire.StartFailed(-1, "no", 75), wire.Output(1, 1, b"\n\xff"), wire.StdinCredit(-1), wire.NodeDone(()),
+    wire.StoreRequest(3, store_wire.Set(1, (("k", b"\xff"),))), wire.StoreClosed(3), wire.Notice("a line"),
+    wire.StoreReply(3, store_wire.TimedOut(9, ("k",), 1, (0, 2), ())),
+    wire.Refused("another version", 75), wire.Beat(),
 ]  # fmt: skip
 
 

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subcommands: `pmrun <name> ...`, one module per name, found by its file's name, imported when called.
+
+A command is a module here without a leading underscore that has `run(argv)`, which returns the exit code. Where its
+opening comment begins with "`pmrun name ...`: what it does", the help page shows that line. The word must be the first
+on the command line and exactly the name; a script of that name is run as `./name`. Invariant: looking for a command,
+or listing them, imports none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Callable
+
+_FOLDER = os.path.dirname(__file__)
+_SUMMARY = re.compile(r'^"""`(pmrun [^`]+)`: (.+?)\.?$', re.MULTILINE)
+
+
+def find(word: str) -> Callable[[list[str]], int] | None:
+    """The command of this name, or None."""
+    if not word.isidentifier() or word.startswith("_"):
+        return None
+    if not os.path.isfile(os.path.join(_FOLDER, f"{word}.py")):
+        return None
+    command: Callable[[list[str]], int] = importlib.import_module(f"{__name__}.{word}").run
+    return command
+
+
+def summaries() -> list[tuple[str, str]]:
+    """How each command that is for people is written, and what it does; sorted."""
+    found = []
+    for name in sorted(os.listdir(_FOLDER)):
+        if name.endswith(".py") and not name.startswith("_"):
+            with open(os.path.join(_FOLDER, name), encoding="utf-8") as file:
+                summary = _SUMMARY.search(file.read(1024))
+            if summary is not None:
+                found.append((summary[1], summary[2]))
+    return found

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job's secret and everything made from it: key pairs of the control plane, the data key, the main port.
+
+HKDF with SHA-256 (RFC 5869) gives one independent key per label, so whoever holds the secret knows all keys and
+whoever sees one learns no other. A CURVE secret key is any 32 bytes; its public key follows from it. So the
+controller knows every node's public key before the node has said a word, and the nodes know the controller's.
+Invariant: a secret never leaves through a command line, an environment or a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+from typing import Final
+
+from pmrun.errors import UsageError
+
+SECRET_BYTES: Final = 32
+_FILE_BYTES_MAX: Final = 1 << 16
+_SALT: Final = b"pmrun 1"  # changes when the meaning of a label does
+_PORTS: Final = range(20000, 32000)  # below those that the kernel gives to outgoing connections
+
+
+def new_secret() -> bytes:
+    """A secret for one job."""
+    return os.urandom(SECRET_BYTES)
+
+
+def hkdf(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-SHA256, extract and expand."""
+    key = hmac.new(salt, secret, hashlib.sha256).digest()
+    result = block = b""
+    for number in range(1, -(-length // 32) + 1):
+        block = hmac.new(key, block + info + bytes([number]), hashlib.sha256).digest()
+        result += block
+    return result[:length]
+
+
+def derive(secret: bytes, label: str, length: int = 32) -> bytes:
+    """`length` bytes that belong to this secret and `label` alone."""
+    return hkdf(secret, _SALT, label.encode(), length)
+
+
+def data_key(secret: bytes, attempt: int) -> bytes:
+    """Proves to each other that the ends of a data connection belong to the same attempt."""
+    return derive(secret, f"data {attempt}")
+
+
+def control_label(node: int) -> str:
+    """Label of a node's key pair; -1 is for nodes that do not know their number yet."""
+    return "control node" if node < 0 else f"control node {node}"
+
+
+CONTROLLER_LABEL: Final = "control main"
+
+
+def main_port(secret: bytes) -> int:
+    """Where nodes that are started by hand meet, when no port was given: jobs with other secrets meet elsewhere."""
+    return _PORTS[int.from_bytes(derive(secret, "main port", 4), "little") % len(_PORTS)]
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+def read_secret(path: str) -> bytes:
+    """The content of a secret file.
+
+    Raises
+    ------
+    UsageError
+        Not there, readable or writable by others, of somebody else, or too short to be a secret.
+    """
+    remedy = f"make one with: pmrun secret {path}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise UsageError(f"--secret-file {path}: {error.strerror}; {remedy}, and copy it to every node") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"--secret-file {path}: this is not a regular file; {remedy}")
+        if status.st_mode & 0o077:
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            raise UsageError(f"--secret-file {path}: others may use it (mode {mode}); try: chmod 600 {path}")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise UsageError(f"--secret-file {path}: it belongs to another user; {remedy}")
+        data = os.read(fd, _FILE_BYTES_MAX + 1)
+    finally:
+        os.close(fd)
+    if not SECRET_BYTES <= len(data) <= _FILE_BYTES_MAX:
+        raise UsageError(
+            f"--secret-file {path}: it has {len(data)} bytes, a secret has at least {SECRET_BYTES} "
+            f"(and at most {_FILE_BYTES_MAX}); {remedy}"
+        )
+    return data
+
+
+def write_secret(path: str) -> None:
+    """Make a new secret file, which only its owner can read; UsageError where it cannot be made."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(f"{path} exists; remove it first, or name another file") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; name another file") from None
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(new_secret().hex() + "\n")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store of a gang that spans nodes: the agents pass requests over their links to the controller's table.
+
+`LinkRoute` is the agent's side (the sockets themselves are pmrun.store_host's), `GangStore` the controller's.
+Invariant: replies wait as references to what the table holds and become bytes only while the node's link has
+room, so that a value that a thousand ranks wait for is not kept a thousand times.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from pmrun import wire
+from pmrun.launcher.link import Link
+from pmrun.store_server import Replies, StoreServer
+from pmrun.store_wire import Ask, Reply
+
+BACKLOG_BYTES: Final = 1 << 20  # of a link: above this no reply is given to it
+
+
+class LinkRoute:
+    """A node's requests, on their way to the controller."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def request(self, rank: int, request: Ask) -> None:
+        self._link.send(wire.StoreRequest(rank, request))
+
+    def closed(self, rank: int) -> None:
+        self._link.send(wire.StoreClosed(rank))
+
+
+class Outlet(Protocol):
+    """What the controller's table needs of the links to the nodes."""
+
+    def send(self, peer: int, message: wire.Message) -> None:
+        """Queue a message; for a peer that is gone it is dropped."""
+
+    def backlog_bytes(self, peer: int) -> int:
+        """How much is queued for a peer."""
+
+
+class GangStore:
+    """The table in the controller, and the replies on their way to the nodes.
+
+    Parameters
+    ----------
+    starts : sequence of wire.Start
+        The nodes' orders, which say whose ranks are where.
+    outlet : Outlet
+    peers : sequence of int
+        The outlet's number of each node.
+    """
+
+    def __init__(self, starts: Sequence[wire.Start], outlet: Outlet, peers: Sequence[int]) -> None:
+        self._server = StoreServer(starts[0].world_size)
+        self._outlet = outlet
+        self._peers = peers
+        self._ranks = [range(start.first_rank, start.first_rank + start.local_world_size) for start in starts]
+        self._first_ranks = [start.first_rank for start in starts]
+        self._replies: list[collections.deque[tuple[int, Reply]]] = [collections.deque() for _ in starts]
+
+    def on_message(self, node: int, message: wire.StoreRequest | wire.StoreClosed, now: float) -> None:
+        """An agent passed something on. It may speak for its own ranks alone."""
+        if message.rank not in self._ranks[node]:
+            return
+        if isinstance(message, wire.StoreRequest):
+            self._queue(self._server.on_request(message.rank, message.request, now))
+        else:
+            self._server.on_closed(message.rank)
+
+    def on_rank_ended(self, rank: int) -> None:
+        """The rank's process is gone."""
+        self._server.on_rank_ended(rank)
+
+    def on_node_lost(self, node: int) -> None:
+        """Nothing more goes to this node."""
+        self._replies[node].clear()
+        for rank in self._ranks[node]:
+            self._server.on_rank_ended(rank)
+
+    def deadline(self) -> float | None:
+        """When `on_tick` has something to do."""
+        return self._server.deadline()
+
+    def on_tick(self, now: float) -> None:
+        """Time has passed, or a link has room again."""
+        self._queue(self._server.on_tick(now))
+
+    def _queue(self, replies: Replies) -> None:
+        """Send what the links have room for; the rest waits for the next event or tick."""
+        for rank, reply in replies:
+            self._replies[bisect.bisect(self._first_ranks, rank) - 1].append((rank, reply))
+        for waiting, peer in zip(self._replies, self._peers, strict=True):
+            while waiting and self._outlet.backlog_bytes(peer) <= BACKLOG_BYTES:
+                self._outlet.send(peer, wire.StoreReply(*waiting.popleft()))

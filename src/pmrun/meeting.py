@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ranks that another launcher started on one machine become a gang: they meet at a steward.
+
+The first rank starts the steward (launcher/steward.py), a process that does for them what the agent does for pmrun's own
+ranks: it makes the window, holds the store and marks who is gone. All ranks, the first one too, ask it to join over a
+unix socket and get the window's descriptor once all have come; the socket stays as their line to the store. The
+others find it by an abstract name, which is no file and goes with the steward. Invariant: both sides check that the other is the
+same user's (SO_PEERCRED), and every wait has a deadline that names who is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import Final, NamedTuple
+
+import msgspec
+
+from pmrun import env, store_wire, window
+from pmrun.errors import ForkedError, LaunchError, UsageError
+from pmrun.foreign import Placement
+
+JOIN_TIMEOUT_S: Final = 60.0
+STEWARD: Final = "pmrun.launcher.steward"  # run by name: the launcher is no part of what a rank imports
+_GRACE_S: Final = 5.0  # for the steward's answer, beyond its own deadline
+_AGAIN_S: Final = 0.01
+_PEER = struct.Struct("3i")  # pid, uid, gid
+
+
+class Join(msgspec.Struct, frozen=True, array_like=True, tag="join"):
+    """A rank's first words to the steward. Fields are positional: only ever append, with a default."""
+
+    store_version: int
+    window_version: int
+    rank: int
+    world_size: int
+    cpus: tuple[int, ...]  # that it may use
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
+    """The steward's answer. Without a problem the window's descriptor and the lifeline's come with it."""
+
+    problem: str
+
+
+class Met(NamedTuple):
+    """What a rank holds after the meeting."""
+
+    window_fd: int
+    lifeline_fd: int  # hangs up with the steward
+    line: socket.socket  # to the store
+
+
+join_decoder: Final = msgspec.msgpack.Decoder(Join)
+_joined_decoder: Final = msgspec.msgpack.Decoder(Joined)
+
+_met: Met | None = None
+_met_pid = 0
+_meeting = threading.Lock()
+
+
+def meet(placement: Placement) -> Met:
+    """Join the gang, once; later calls return the same.
+
+    Raises
+    ------
+    LaunchError
+        It cannot be formed: the text says who is missing, or what else is wrong.
+    UsageError
+        Its ranks are on several machines.
+    ForkedError
+        This process is a child of one that met.
+    """
+    global _met, _met_pid
+    with _meeting:
+        if _met is not None and os.getpid() != _met_pid:
+            raise ForkedError("this process is a child made by fork of a rank, and has no place of its own in the gang")
+        if _met is None:
+            if not placement.on_one_machine:
+                nodes = f"{placement.num_nodes} nodes" if placement.num_nodes > 0 else "several nodes"
+                raise UsageError(
+                    f"{placement.launcher} started {placement.world_size} ranks on {nodes}: pmrun joins ranks of another "
+                    f"launcher on one machine only. Start them with pmrun, or set {env.FOREIGN}=0 to run each alone"
+                )
+            if placement.world_size > window.RANKS_MAX:
+                raise UsageError(f"{placement.world_size} ranks on one machine: the most is {window.RANKS_MAX}")
+            _met = _join(placement, _timeout_s())
+            _met_pid = os.getpid()
+        return _met
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Process and user id of whoever made the other end."""
+    pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid
+
+
+def frame(word: Join | Joined) -> bytes:
+    """The bytes of one word."""
+    data = msgspec.msgpack.encode(word)
+    return struct.pack("<I", len(data)) + data
+
+
+# ---- joining ------------------------------------------------------------------------------------------------
+
+
+def _join(placement: Placement, timeout_s: float) -> Met:
+    name = _name(placement)
+    line = (
+        _start_steward(placement, name, timeout_s) if placement.rank == 0 else _find_steward(placement, name, timeout_s)
+    )
+    try:
+        cpus = tuple(sorted(os.sched_getaffinity(0)))
+        line.settimeout(timeout_s + _GRACE_S)
+        join = Join(store_wire.VERSION, window.VERSION, placement.rank, placement.world_size, cpus)
+        with contextlib.suppress(BrokenPipeError):  # it gave up already; why is still to be read
+            line.sendall(frame(join))
+        window_fd, lifeline_fd = _answer(line)
+        return Met(window_fd, lifeline_fd, line)
+    except BaseException:
+        line.close()
+        raise
+
+
+def _answer(line: socket.socket) -> tuple[int, int]:
+    """The descriptors of the window and the lifeline, once all ranks have joined."""
+    frames = store_wire.Frames()
+    fds: list[int] = []
+    words: list[tuple[Joined, int]] = []
+    try:
+        while not words:
+            data, got, _, _ = socket.recv_fds(line, 1 << 16, 2)
+            fds += got
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            words = frames.feed(data, _joined_decoder)
+        problem = words[0][0].problem
+        if problem or len(fds) != 2:
+            raise LaunchError(problem or "the steward sent no window: is there no descriptor left (ulimit -n)?")
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        window_fd, lifeline_fd = fds
+        fds.clear()
+        return window_fd, lifeline_fd
+    except ConnectionError:
+        raise LaunchError("the steward of this gang is gone before all ranks had come: see what rank 0 wrote") from None
+    except TimeoutError:
+        raise LaunchError("the steward of this gang does not answer: is it stopped?") from None
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _find_steward(placement: Placement, name: str, timeout_s: float) -> socket.socket:
+    by = time.monotonic() + timeout_s
+    while True:
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            line.settimeout(max(_AGAIN_S, by - time.monotonic()))
+            line.connect(name)
+            _, uid = peer_of(line)
+        except OSError as error:
+            line.close()
+            if error.errno not in (errno.ECONNREFUSED, errno.EAGAIN, None):  # None: a time-out
+                raise LaunchError(f"cannot meet the other ranks: {error.strerror}") from error
+            if time.monotonic() >= by:
+                raise LaunchError(
+                    f"rank 0 of {placement.world_size} ({placement.launcher}) has not called pm.init() within "
+                    f"{timeout_s:g} s: every rank must. Or set {env.FOREIGN}=0, to run alone; a program that a rank "
+                    "starts in turn is no rank"
+                ) from None
+            time.sleep(_AGAIN_S)
+            continue
+        if uid != os.geteuid():
+            line.close()
+            raise LaunchError(f"the meeting point of this gang belongs to user {uid}, not to this user: it is not used")
+        return line
+
+
+def _start_steward(placement: Placement, name: str, timeout_s: float) -> socket.socket:
+    """Take the name, and hand it to a process of its own; return this rank's line to that."""
+    if not sys.executable:
+        raise LaunchError("there is no Python to run the gang's steward with: sys.executable is empty")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(name)
+            listener.listen(placement.world_size)
+            safe = ["-P"] if sys.version_info >= (3, 11) else []  # no module of the user's working directory
+            numbers = [listener.fileno(), theirs.fileno(), placement.world_size, timeout_s]
+            paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            started = subprocess.run(
+                [sys.executable, *safe, "-m", STEWARD, *map(str, numbers)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path)},
+                pass_fds=(listener.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                cwd="/", start_new_session=True, check=False, timeout=timeout_s,
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            if error.errno == errno.EADDRINUSE:
+                raise LaunchError(
+                    f"another process meets as rank 0 of this gang ({placement.launcher}): does a program that rank 0 "
+                    f"started call pm.init() too? Set {env.FOREIGN}=0 for it"
+                ) from None
+            raise LaunchError(f"cannot start the gang's steward: {error.strerror}") from error
+        except subprocess.TimeoutExpired:
+            ours.close()
+            raise LaunchError(
+                f"the gang's steward did not start within {timeout_s:g} s: is the machine overloaded?"
+            ) from None
+        if started.returncode != 0:
+            ours.close()
+            raise LaunchError(
+                f"the gang's steward did not start (exit code {started.returncode}); see what it wrote above"
+            )
+    return ours
+
+
+# ---- the meeting's name -------------------------------------------------------------------------------------
+
+
+def _name(placement: Placement) -> str:
+    """The same for all ranks of this start of the gang, and for no other on this machine."""
+    common = _launcher_process(placement.mark) if placement.mark else ""
+    told = "\0".join((placement.launcher, placement.job, str(placement.world_size), common))
+    return f"\0pmrun/{os.geteuid()}/{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
+
+
+def _launcher_process(mark: str) -> str:
+    """Process id and start time of the nearest process, this one first, that was not started with `mark`."""
+    pid = os.getpid()
+    prefix = mark.encode() + b"="
+    while True:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b") ")[2].split()
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                marked = any(entry.startswith(prefix) for entry in file.read().split(b"\0"))
+        except OSError:
+            return str(pid)  # another user's, or hidden: no process of this launch
+        parent = int(fields[1])
+        if not marked or parent <= 0:
+            return f"{pid}/{int(fields[19])}"
+        pid = parent
+
+
+def _timeout_s() -> float:
+    text = os.environ.get(env.JOIN_TIMEOUT, str(JOIN_TIMEOUT_S))
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = -1.0
+    if not 0 < timeout_s < 1e6:
+        raise UsageError(f"{env.JOIN_TIMEOUT}={text!r} is no number of seconds above 0")
+    return timeout_s
