@@ -19,7 +19,7 @@
 
 #define PMR_NO_STEP     UINT32_MAX
 #define PMR_NO_TABLE    UINT32_MAX
-#define PMR_EAGER_BYTES 4096u /* messages up to here are sent before the receiver has entered the call */
+#define PMR_EAGER_BYTES 8192u /* messages up to here are sent before the receiver has entered the call */
 
 typedef enum pmr_buffer { PMR_BUFFER_SEND, PMR_BUFFER_RECV, PMR_BUFFER_SCRATCH, PMR_BUFFERS } pmr_buffer;
 

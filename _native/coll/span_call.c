@@ -246,7 +246,7 @@ static bool make_room(pmr_runner *runner, const pmr_schedule *schedule)
 
 static bool make_scratch(pmr_runner *runner, size_t bytes)
 {
-    bool enough = runner->scratch_bytes >= bytes;
+    bool enough = runner->scratch && runner->scratch_bytes >= bytes;
     bool too_much = runner->scratch_bytes > SCRATCH_KEPT_BYTES && bytes <= SCRATCH_KEPT_BYTES;
     if (enough && !too_much)
         return true;

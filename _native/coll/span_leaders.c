@@ -113,7 +113,7 @@ static void build_allreduce(const pmr_plan *plan, pmr_schedule *schedule, bool d
             x.result = pmr_schedule_scratch(schedule, x.bytes);
         uint32_t first = schedule->steps.count;
         done = direct ? exchange_direct(&x) : double_up(&x, 0, stand.nodes).step;
-        if (plan->in_place && x.own.place.buffer == PMR_BUFFER_SEND && !plan->finishes && !schedule->failed)
+        if (plan->in_place && x.own.place.buffer == PMR_BUFFER_SEND && !schedule->failed)
             keep_from(schedule, done, first);
         done = pmr_span_finish(plan, schedule, pmr_span_recv(0), x.result, items, plan->shape->size, done);
     }
@@ -232,15 +232,19 @@ static void build_barrier(const pmr_plan *plan, pmr_schedule *schedule)
 
 /* ---- registered ---- */
 
+#define LEADERS_BYTES_MAX  65536u /* of the call: no message between leaders is longer than a fragment */
 #define DIRECT_NODES_MAX   8u /* beyond, messages to all cost more than a second latency */
-#define DIRECT_BYTES_MAX   8192u
+#define DIRECT_BYTES_MAX   16384u
 #define DOUBLING_BYTES_MAX 32768u
 #define TREE_BYTES_MAX     65536u
 
 static size_t limit_direct(const pmr_comm *comm, pmr_kind kind)
 {
     (void)kind;
-    return !pmr_comm_sums_raw(comm) && pmr_comm_shape(comm)->nodes <= DIRECT_NODES_MAX ? DIRECT_BYTES_MAX : 0;
+    uint32_t nodes = pmr_comm_shape(comm)->nodes;
+    if (pmr_comm_sums_raw(comm) || nodes > DIRECT_NODES_MAX)
+        return 0;
+    return nodes == 2 ? 2 * DIRECT_BYTES_MAX : DIRECT_BYTES_MAX; /* two send no more than slices would */
 }
 
 static size_t limit_doubling(const pmr_comm *comm, pmr_kind kind)
@@ -261,8 +265,6 @@ static size_t limit_barrier(const pmr_comm *comm, pmr_kind kind)
     (void)kind;
     return SIZE_MAX;
 }
-
-#define LEADERS_BYTES_MAX 65536u /* of the call: no message between leaders is longer than a fragment */
 
 static const pmr_algorithm direct = {.name = "direct",
                                      .kinds = PMR_KIND_BIT(PMR_ALLREDUCE),

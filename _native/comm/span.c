@@ -248,6 +248,7 @@ pmr_status pmr_span_open(pmr_comm *comm, pmr_comm *inner, pmr_error *error)
     span->channel = (pmr_channel){
         .comm = comm->id, .place = place, .arrived = arrived, .sent = sent, .lost = lost};
     inner->outer = comm;
+    pmr_wait_policy_init(&inner->policy, true); /* yields: others of this node may be at work on the network */
     comm->span = span;
     pmr_hub_attach(hub, &span->channel);
     return PMR_OK;

@@ -21,8 +21,9 @@
 #include "core/status.h"
 
 #define POLLS_DEDICATED 400u /* polls of the endpoint before a sleep: some 100 us */
-#define POLLS_MIN       8u
 #define POLLS_CROWDED   16u
+#define POLLS_THREADED  1u   /* the transport's own threads need the CPU */
+#define POLLS_MIN       8u
 #define WATCH_SLICE_NS  1000000000ll
 #define ABORT_RANKS_MAX 1024u
 #define TELL_NS         200000000ll
@@ -303,7 +304,8 @@ static void sleep_once(pmr_hub *hub, uint32_t seen, int64_t until_ns)
 static bool poll_for_a_while(pmr_hub *hub, uint32_t seen, pmr_wait_policy *policy, const pmr_watch *watch)
 {
     uint32_t most = hub->crowded ? POLLS_CROWDED : POLLS_DEDICATED;
-    uint32_t polls = policy->polls ? policy->polls : most;
+    most = hub->endpoint->threaded ? POLLS_THREADED : most;
+    uint32_t polls = policy->polls && policy->polls < most ? policy->polls : most;
     for (uint32_t i = 0; i < polls; i++) {
         if (pmr_hub_moves(hub) != seen)
             return true;
@@ -316,10 +318,7 @@ static bool poll_for_a_while(pmr_hub *hub, uint32_t seen, pmr_wait_policy *polic
         }
         if (watch->abort_state && atomic_load_explicit(watch->abort_state, memory_order_acquire) != 0)
             return false;
-        if (hub->crowded || i % 8 == 7)
-            sched_yield();
-        else
-            pmr_cpu_relax();
+        sched_yield(); /* a poll costs as much; and the peer may be a process of this very CPU */
     }
     policy->polls = polls / 2 > POLLS_MIN ? polls / 2 : POLLS_MIN;
     return false;

@@ -32,6 +32,13 @@ typedef struct node_board {
     char address[NODE_RANKS_MAX][PMR_ADDRESS_BYTES];
 } node_board;
 
+/* One of all that can run here, in turn. */
+static inline const char *node_transport(uint64_t number)
+{
+    static const char *const names[] = {"tcp", "loopback", "zmq"};
+    return names[number % (getenv("PMR_TEST_LIBZMQ") ? 3 : 2)];
+}
+
 static inline uint32_t node_ranks(const node_layout *layout)
 {
     uint32_t ranks = 0;
@@ -49,7 +56,8 @@ static inline pmr_net *node_net(const node_layout *layout, node_board *board, ui
                                .rank = rank,
                                .nodes = layout->nodes,
                                .local_sizes = layout->sizes,
-                               .key = key};
+                               .key = key,
+                               .library = getenv("PMR_TEST_LIBZMQ")};
     pmr_net *net;
     if (pmr_net_open(&options, &net, error))
         return NULL;

@@ -151,7 +151,7 @@ static inline uint64_t sim_route(const sim_rank *from, const pmr_node_call *out,
         recv_at = sim_table(to, in->recv_displs)[from_index];
         break;
     default:
-        CHECK(out->kind == PMR_BROADCAST && out->count == in->count);
+        CHECK((out->kind == PMR_BROADCAST || out->kind == PMR_BARRIER) && out->count == in->count);
         bytes = out->count;
     }
     *source = bytes ? sim_at(from, pmr_place_plus(out->send, send_at), bytes) : NULL;

@@ -313,7 +313,7 @@ static void draw_trial(trial *t, uint64_t *state)
 {
     static const size_t counts[] = {0, 1, 3, 40, 1000, 5000};
     static const uint32_t fragments[] = {64, 256, 4096, 131072};
-    bool whole = strcmp(t->algorithm->name, "direct") == 0 || strcmp(t->algorithm->name, "doubling") == 0 ||
+    bool whole = strcmp(t->algorithm->name, "direct") == 0 || (t->kind == PMR_ALLREDUCE && strcmp(t->algorithm->name, "rails") == 0) || strcmp(t->algorithm->name, "doubling") == 0 ||
                  (t->kind == PMR_REDUCE && strcmp(t->algorithm->name, "tree") == 0);
     bool raw = strcmp(t->algorithm->name, "raw") == 0;
     t->root = (uint32_t)sim_draw(state, t->shape->size);
@@ -382,7 +382,8 @@ static void try_large(uint32_t nodes, uint32_t members, uint64_t *state)
     CHECK(pmr_shape_init(&shape, place, nodes * members, &error) == PMR_OK);
     for (const pmr_algorithm *const *each = __start_pmr_algorithms; each < __stop_pmr_algorithms; each++)
         for (uint32_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
-            bool square = strcmp((*each)->name, "raw") == 0 || strcmp((*each)->name, "direct") == 0;
+            bool square = strcmp((*each)->name, "raw") == 0 || strcmp((*each)->name, "direct") == 0 ||
+                          strcmp((*each)->name, "rails") == 0;
             if (!suits(*each, kinds[k], &shape) || square)
                 continue;
             trial t = {.algorithm = *each, .kind = kinds[k], .shape = &shape, .fragment_bytes = 4096, .window = 2,

@@ -207,7 +207,7 @@ int main(int argc, char **argv)
     int bad = 0;
     for (uint32_t i = 0; i < 6; i++) {
         node_layout *layout = &layouts[i % 3];
-        layout->transport = i < 3 ? "tcp" : "loopback";
+        layout->transport = node_transport(seed + i + i / 3);
         layout->cpus = i % 2 ? 1 : 64;
         uint64_t own = seed + i;
         bad += node_gang_run(layout, exchange, &own);
