@@ -334,7 +334,7 @@ class AgentLoop:
         else:
             self._poller.watch(self._status_fd, READ, self._check_started)
 
-    def _refuse(self, text: str, code: ExitCode) -> None:
+    def _refuse(self, text: str, code: int) -> None:
         """Nothing was started, and nothing will be."""
         self._do(self._machine.on_start_failed(-1, text, code, time.monotonic()))
         self._reap()

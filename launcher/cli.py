@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("this is a defect of pmrun; please report it with the lines above", ExitCode.INTERNAL)
 
 
-def _complain(text: str, code: ExitCode) -> int:
+def _complain(text: str, code: int) -> int:
     print("pmrun: " + " ".join(text.splitlines()), file=sys.stderr)
     return code
 

@@ -117,7 +117,7 @@ cdef class Request:
         if isinstance(self.partner.value, Exception):
             return self.partner.value
         if self.plan.out is None:
-            return length_failure(self.info().bytes, <size_t>cnp.PyArray_NBYTES(self.plan.target))
+            return length_failure(self.info().bytes, <size_t>array_nbytes(self.plan.target))
         return None
 
     def wait(self, timeout=None):

@@ -139,6 +139,13 @@ static size_t remote_bytes_min(const pmr_comm *comm)
     return comm->crowded ? (size_t)3 << 20 : (size_t)6 << 20;
 }
 
+/* Where several take the same block, one copy to shared memory serves all of them, and they read it from there
+ * as fast as they can write. */
+static bool has_one_taker(const pmr_task *task)
+{
+    return task->comm->size == 2 || pmr_blocks_count(task) > 1 || pmr_task_is(task, PMR_TO_ROOT);
+}
+
 enum pmr_style pmr_blocks_style(const pmr_task *task)
 {
     if (overwritten(task))
@@ -146,8 +153,8 @@ enum pmr_style pmr_blocks_style(const pmr_task *task)
     if (all_in_heap(task))
         return PMR_STYLE_EXPOSED;
     size_t block_bytes = pmr_blocks_total(task) / pmr_blocks_count(task);
-    bool remote = !pmr_blocks_reducing(task) && block_bytes >= remote_bytes_min(task->comm) &&
-                  reads_possible(task->comm);
+    bool remote = !pmr_blocks_reducing(task) && has_one_taker(task) &&
+                  block_bytes >= remote_bytes_min(task->comm) && reads_possible(task->comm);
     return remote ? PMR_STYLE_REMOTE : PMR_STYLE_STAGED;
 }
 

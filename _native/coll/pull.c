@@ -81,6 +81,14 @@ static size_t table_bytes(const pmr_task *task)
     return pmr_blocks_uneven(task) ? pmr_blocks_count(task) * sizeof(block_place) : 0;
 }
 
+/* Bytes of this rank's slots that are in use: fewer where there are many ranks, each of which maps all of them
+ * page by page as they come into use. */
+static size_t slots_bytes(const pmr_comm *comm)
+{
+    size_t share = 2 * (size_t)PMR_SLOTS_BYTES / comm->size, least = 2 * (size_t)PMR_ENTRY_SLOTS * PMR_SLOT_BYTES;
+    return share > PMR_SLOTS_BYTES ? PMR_SLOTS_BYTES : share < least ? least : share;
+}
+
 /* Room in this rank's slots. They are so many bytes that none is written again within PMR_ENTRY_SLOTS calls,
  * and long enough ago for its lines to have left the caches that read them; the shortest stay where they are
  * quick. */
@@ -92,7 +100,7 @@ static uint8_t *take_slot(pmr_task *task, pmr_entry *entry, size_t bytes)
         entry->send_offset = (size_t)(task->seq % PMR_ENTRY_SLOTS) * SHORT_BYTES;
     } else {
         size_t rounded = (bytes + PMR_LINE - 1) / PMR_LINE * PMR_LINE;
-        bool fits = comm->slots_head >= short_ones && comm->slots_head + rounded <= PMR_SLOTS_BYTES;
+        bool fits = comm->slots_head >= short_ones && comm->slots_head + rounded <= slots_bytes(comm);
         entry->send_offset = fits ? comm->slots_head : short_ones;
         comm->slots_head = entry->send_offset + rounded;
     }

@@ -9,7 +9,6 @@ the hosts. Invariant: when `run` returns, no ssh client is left, and what was st
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
@@ -17,6 +16,8 @@ import shlex
 import signal
 import sys
 from typing import Final
+
+import msgspec
 
 from pmrun import wire
 from pmrun.errors import ExitCode, LaunchError
@@ -67,7 +68,7 @@ class Backend:
         """Run the job there."""
         open_standard_fds()
         events = EventLog(job.json_events)
-        job = dataclasses.replace(job, cwd=job.cwd or os.getcwd())
+        job = msgspec.structs.replace(job, cwd=job.cwd or os.getcwd())
         rank_process.become_subreaper()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
         try:

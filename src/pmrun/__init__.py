@@ -6,13 +6,13 @@
 >>> world.allreduce(np.ones(3))
 
 Names are resolved when they are first used (PEP 562). Invariant: importing pmrun loads neither the C core nor
-numpy, so that the `pmrun` command, which lives in this package, starts in a blink.
+numpy, so that the `pmrun` command, which lives in this package, starts in a blink; and what `init` and a first
+barrier load on every rank is as little as can be. `typing`, slower to load than all of it, is for type checkers.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,10 @@ _HOME = {  # name -> the module that defines it
 }
 _PUBLIC = sorted([*_HOME, "current", "peers", "store", "world"])
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # "as" and "*" make a name this package's own
+    from typing import Any
+
     from pmrun import current as current, store as store
     from pmrun._native import (
         ANY_SOURCE as ANY_SOURCE,

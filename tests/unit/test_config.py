@@ -45,6 +45,13 @@ def test_variables_for_the_ranks_add_up_and_the_last_of_a_name_holds(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["A=B", "", "A B", "A\\u0000", "A\\n"])
+def test_a_key_that_is_no_variables_name_is_refused(here: Path, name: str) -> None:
+    (here / "pmrun.toml").write_text(f'[env]\n"{name}" = 1\n')
+    with pytest.raises(UsageError, match=r"pmrun\.toml: key 'env': '.*' is not a variable's name: letters, digits"):
+        values("x.py")
+
+
 def test_the_nearest_file_is_taken_alone(here: Path) -> None:
     (here.parent / "pmrun.toml").write_text("n = 3\ngrace = 1\n")
     assert values("x.py").get(opt.RANKS) == 3

@@ -11,6 +11,7 @@ import pytest
 
 import pmrun as pm
 from pmrun import env, operations
+from pmrun.parallel import Parallel
 
 
 def test_plain_python_is_a_world_of_one() -> None:
@@ -45,7 +46,7 @@ def test_a_rank_of_another_launcher_reads_its_place(monkeypatch: pytest.MonkeyPa
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     assert (pm.rank(), pm.world_size(), pm.local_rank(), pm.local_world_size(), pm.node_rank()) == (2, 4, 0, 1, 2)
-    assert pm.current.parallel == pm.current.Parallel("10.0.0.1", 4, 2, "job")
+    assert pm.current.parallel == Parallel("10.0.0.1", 4, 2, "job")
     assert pm.current.is_parallel
     with pytest.raises(pm.UsageError, match="tells no node's address but the main one's"):
         _ = pm.peers
