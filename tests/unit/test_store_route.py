@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import random
 
-from pmrun import wire
+from pmrun import store_wire, wire
 from pmrun.launcher.store_route import GangStore
-from pmrun.store_wire import Done, Get, Set, TimedOut, Values
+from pmrun.store_wire import Ask, Done, Get, Reply, Set, TimedOut, Values
 
 MIB = 1 << 20
 
@@ -16,16 +16,16 @@ class Links:
     """Links that keep what they are given until it is taken. Nodes 0, 1, 2 are peers 7, 5, 6."""
 
     def __init__(self) -> None:
-        self.queued: dict[int, list[wire.StoreReply]] = {7: [], 5: [], 6: []}
+        self.queued: dict[int, list[tuple[int, Reply]]] = {7: [], 5: [], 6: []}
 
     def send(self, peer: int, message: wire.Message) -> None:
         assert isinstance(message, wire.StoreReply)
-        self.queued[peer].append(message)
+        self.queued[peer].append((message.rank, store_wire.decode(message.word, store_wire.reply_decoder)))
 
     def backlog_bytes(self, peer: int) -> int:
-        return sum(len(wire.encode(message)) for message in self.queued[peer])
+        return sum(len(store_wire.encode(reply)) for _, reply in self.queued[peer])
 
-    def take(self, peer: int) -> list[wire.StoreReply]:
+    def take(self, peer: int) -> list[tuple[int, Reply]]:
         taken, self.queued[peer] = self.queued[peer], []
         return taken
 
@@ -46,8 +46,8 @@ def make() -> tuple[GangStore, Links]:
     return GangStore(starts, links, [7, 5, 6]), links
 
 
-def ask(store: GangStore, node: int, rank: int, request: object, now: float = 0.0) -> None:
-    store.on_message(node, wire.StoreRequest(rank, request), now)
+def ask(store: GangStore, node: int, rank: int, request: Ask, now: float = 0.0) -> None:
+    store.on_message(node, wire.StoreRequest(rank, store_wire.encode(request)), now)
 
 
 def test_each_reply_goes_to_its_ranks_node() -> None:
@@ -55,9 +55,9 @@ def test_each_reply_goes_to_its_ranks_node() -> None:
     for node, rank in ((0, 1), (1, 2), (1, 4), (2, 5)):
         ask(store, node, rank, Get(rank, ("k",), 9.0, True))
     ask(store, 0, 0, Set(1, (("k", b"v"),)))
-    assert links.take(7) == [wire.StoreReply(0, Done(1, True)), wire.StoreReply(1, Values(1, (b"v",)))]
-    assert links.take(5) == [wire.StoreReply(rank, Values(rank, (b"v",))) for rank in (2, 4)]
-    assert links.take(6) == [wire.StoreReply(5, Values(5, (b"v",)))]
+    assert links.take(7) == [(0, Done(1, True)), (1, Values(1, (b"v",)))]
+    assert links.take(5) == [(rank, Values(rank, (b"v",))) for rank in (2, 4)]
+    assert links.take(6) == [(5, Values(5, (b"v",)))]
 
 
 def test_an_agent_speaks_for_its_own_ranks_alone() -> None:
@@ -65,7 +65,7 @@ def test_an_agent_speaks_for_its_own_ranks_alone() -> None:
     ask(store, 1, 0, Set(1, (("k", b"v"),)))
     store.on_message(2, wire.StoreClosed(3), 0.0)
     ask(store, 0, 1, Get(1, ("k",), 0.0, True))
-    assert links.take(7) == [wire.StoreReply(1, TimedOut(1, ("k",), 1, (0, 2, 3, 4, 5), ()))]
+    assert links.take(7) == [(1, TimedOut(1, ("k",), 1, (0, 2, 3, 4, 5), ()))]
     assert links.take(5) == links.take(6) == []
 
 
@@ -76,10 +76,10 @@ def test_a_full_link_holds_up_its_node_alone_and_loses_nothing() -> None:
         ask(store, 1, 2 + number % 3, Get(number, ("k",), 0.0, True))
         ask(store, 2, 5, Get(number, ("k",), 0.0, False))
     assert len(links.queued[5]) == 1, "one is above BACKLOG_BYTES already"
-    assert [message.reply.number for message in links.take(6)] == list(range(1, 9))
+    assert [reply.number for _, reply in links.take(6)] == list(range(1, 9))
     heard = []
     while links.queued[5]:
-        heard += [message.reply.number for message in links.take(5)]
+        heard += [reply.number for _, reply in links.take(5)]
         store.on_tick(0.0)
     assert heard == list(range(1, 9))
 
@@ -92,7 +92,7 @@ def test_a_rank_that_closed_or_ended_gets_nothing() -> None:
     store.on_rank_ended(3)
     assert store.deadline() == 5.0
     store.on_tick(5.0)
-    assert links.take(5) == [wire.StoreReply(4, TimedOut(1, ("k",), 1, (0, 1, 5), (3,)))]
+    assert links.take(5) == [(4, TimedOut(1, ("k",), 1, (0, 1, 5), (3,)))]
 
 
 def test_a_lost_node_is_forgotten() -> None:
@@ -106,7 +106,7 @@ def test_a_lost_node_is_forgotten() -> None:
     store.on_tick(9.0)
     ask(store, 0, 0, Get(9, ("none",), 0.0, True))
     assert links.take(5) == []
-    assert links.take(7)[-1] == wire.StoreReply(0, TimedOut(9, ("none",), 1, (1, 5), (2, 3, 4)))
+    assert links.take(7)[-1] == (0, TimedOut(9, ("none",), 1, (1, 5), (2, 3, 4)))
 
 
 def test_random_links_keep_the_order_of_each_rank(rng: random.Random) -> None:
@@ -121,13 +121,13 @@ def test_random_links_keep_the_order_of_each_rank(rng: random.Random) -> None:
         asked[rank].append(number)
         if rng.random() < 0.2 or number == 1999:
             for peer in (7, 5, 6):
-                for message in links.take(peer):
-                    heard[message.rank].append(message.reply.number)
+                for who, reply in links.take(peer):
+                    heard[who].append(reply.number)
             store.on_tick(0.0)
     while any(links.queued.values()):
         for peer in (7, 5, 6):
-            for message in links.take(peer):
-                heard[message.rank].append(message.reply.number)
+            for who, reply in links.take(peer):
+                heard[who].append(reply.number)
         store.on_tick(0.0)
     heard[0].remove(-1)
     assert heard == asked
