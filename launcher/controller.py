@@ -16,7 +16,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pmrun import wire
 from pmrun.errors import ExitCode
@@ -31,7 +31,9 @@ from pmrun.launcher.orders import make_starts
 from pmrun.launcher.placement import lay_out
 from pmrun.launcher.poller import READ, Poller, SignalInbox
 from pmrun.launcher.stdin_source import StdinSource
-from pmrun.launcher.store_route import GangStore
+
+if TYPE_CHECKING:
+    from pmrun.launcher.store_route import GangStore
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
@@ -284,6 +286,8 @@ class Controller:
         self._first_ranks = [node.first_rank for node in nodes]
         self._stdin = StdinSource([n for n, start in enumerate(starts) if start.stdin_ranks], self._send)
         if len(nodes) > 1:
+            from pmrun.launcher.store_route import GangStore  # on one node its agent has the table
+
             self._store = GangStore(starts, self._hub, self._peers)
             self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from pmrun import wire
+from pmrun import store_wire, wire
 from pmrun.launcher.link import Link
 from pmrun.store_server import Replies, StoreServer
 from pmrun.store_wire import Ask, Reply
@@ -28,7 +29,7 @@ class LinkRoute:
         self._link = link
 
     def request(self, rank: int, request: Ask) -> None:
-        self._link.send(wire.StoreRequest(rank, request))
+        self._link.send(wire.StoreRequest(rank, store_wire.encode(request)))
 
     def closed(self, rank: int) -> None:
         self._link.send(wire.StoreClosed(rank))
@@ -68,10 +69,12 @@ class GangStore:
         """An agent passed something on. It may speak for its own ranks alone."""
         if message.rank not in self._ranks[node]:
             return
-        if isinstance(message, wire.StoreRequest):
-            self._queue(self._server.on_request(message.rank, message.request, now))
-        else:
+        if isinstance(message, wire.StoreClosed):
             self._server.on_closed(message.rank)
+            return
+        with contextlib.suppress(store_wire.StoreWireError):  # the agent has checked it
+            request = store_wire.decode(message.word, store_wire.ask_decoder)
+            self._queue(self._server.on_request(message.rank, request, now))
 
     def on_rank_ended(self, rank: int) -> None:
         """The rank's process is gone."""
@@ -97,4 +100,5 @@ class GangStore:
             self._replies[bisect.bisect(self._first_ranks, rank) - 1].append((rank, reply))
         for waiting, peer in zip(self._replies, self._peers, strict=True):
             while waiting and self._outlet.backlog_bytes(peer) <= BACKLOG_BYTES:
-                self._outlet.send(peer, wire.StoreReply(*waiting.popleft()))
+                rank, reply = waiting.popleft()
+                self._outlet.send(peer, wire.StoreReply(rank, store_wire.encode(reply)))

@@ -96,17 +96,15 @@ def peers() -> tuple[str, ...]:
 
 
 def __getattr__(name: str) -> Any:
-    placement = _foreign() if name in ("parallel", "is_parallel") else None
-    if name == "parallel" and placement is not None:
-        from pmrun.parallel import Parallel
-
-        address = placement.main_address or LOOPBACK
-        return Parallel(address, num_nodes(), node_rank(), placement.job or f"{placement.launcher}-0")
     if name == "parallel":
         from pmrun.parallel import Parallel
 
+        placement = _foreign()
+        if placement is not None:
+            address = placement.main_address or LOOPBACK
+            return Parallel(address, num_nodes(), node_rank(), placement.job or f"{placement.launcher}-0")
         job = os.environ.get(env.JOB_ID, "local")
         return Parallel(os.environ.get(env.MAIN_IP, LOOPBACK), num_nodes(), node_rank(), f"{job}-0")
     if name == "is_parallel":
-        return env.RANK in os.environ or placement is not None
+        return env.RANK in os.environ or _foreign() is not None
     raise AttributeError(f"module 'pmrun.current' has no attribute '{name}'")

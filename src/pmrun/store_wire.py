@@ -2,7 +2,7 @@
 """The words between a rank and the host of its store, and the frames in which they travel.
 
 A rank sends requests (`Request`) and gets one reply (`Reply`) for each, by number and in any order. A frame is a
-4-byte length and one MessagePack array. Between nodes the same words travel inside the messages of wire.py.
+4-byte length and one word, a MessagePack array. Between nodes the words travel inside the messages of wire.py.
 Invariant: nothing takes memory for more than `MAX_FRAME_BYTES`, and whatever is not a frame with one of the words
 expected is a `StoreWireError`.
 """
@@ -162,16 +162,17 @@ Reply = Opened | Done | Values | Sum | Names | Refused | TimedOut | GangEnded
 
 _encoder = msgspec.msgpack.Encoder()
 request_decoder: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
+ask_decoder: Final[msgspec.msgpack.Decoder[Ask]] = msgspec.msgpack.Decoder(Ask)
 reply_decoder: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
 
 
-def frame(word: Request | Reply) -> bytes:
-    """Return the frame of one word.
+def encode(word: Request | Reply) -> bytes:
+    """Return the bytes of one word.
 
     Raises
     ------
     StoreWireError
-        It is longer than the other side would accept, or text in it is not Unicode.
+        They are more than the other side would accept, or text in it is not Unicode.
     """
     try:
         data = _encoder.encode(word)
@@ -179,6 +180,20 @@ def frame(word: Request | Reply) -> bytes:
         raise StoreWireError(str(error)) from error
     if len(data) > MAX_FRAME_BYTES:
         raise StoreWireError(f"{len(data)} bytes, the limit is {MAX_FRAME_BYTES}")
+    return data
+
+
+def decode(data: bytes | memoryview, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
+    """Return the word that these bytes are; StoreWireError where they are none that `decoder` knows."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreWireError(f"no word of the store's protocol: {error}") from error
+
+
+def frame(word: Request | Reply) -> bytes:
+    """Return the frame of one word. Errors as for `encode`."""
+    data = encode(word)
     return _LENGTH.pack(len(data)) + data
 
 
@@ -210,10 +225,7 @@ class Frames:
                 end = at + _LENGTH.size + length
                 if end > len(view):
                     break
-                try:
-                    words.append((decoder.decode(view[at + _LENGTH.size : end]), length))
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    raise StoreWireError(f"no word of the store's protocol: {error}") from error
+                words.append((decode(view[at + _LENGTH.size : end], decoder), length))
                 at = end
         if whole is self._kept:
             del self._kept[:at]

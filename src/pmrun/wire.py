@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 
 from pmrun.errors import PmrunError
-from pmrun.store_wire import Ask, Reply
 
 VERSION: Final = 2  # of the protocol; both sides name theirs first and refuse another
 MAX_MESSAGE_BYTES: Final = 16 << 20
@@ -117,10 +116,10 @@ class Beat(_Message, frozen=True, tag="beat"):
 
 
 class StoreReply(_Message, frozen=True, tag="store_reply"):
-    """To a rank's request, where the controller holds the store."""
+    """To a rank's request, where the controller holds the store; a word of store_wire.py."""
 
     rank: int
-    reply: Reply
+    word: bytes
 
 
 # ---- agent to controller ---------------------------------------------------------------------------------
@@ -199,10 +198,13 @@ class NodeDone(_Message, frozen=True, tag="done"):
 
 
 class StoreRequest(_Message, frozen=True, tag="store_request"):
-    """A rank asks something of the store. Where the gang is on one node, its agent answers that itself."""
+    """A rank asks something of the store, in a word of store_wire.py, which the agent has checked.
+
+    Where the gang is on one node, its agent answers that itself.
+    """
 
     rank: int
-    request: Ask
+    word: bytes
 
 
 class StoreClosed(_Message, frozen=True, tag="store_closed"):

@@ -24,7 +24,7 @@ PYTHON_FLOOR = {
     "pmrun.errors": set[str](),
     "pmrun.window": set[str](),
     "pmrun.store_wire": {"pmrun.errors"},
-    "pmrun.wire": {"pmrun.errors", "pmrun.store_wire"},
+    "pmrun.wire": {"pmrun.env", "pmrun.errors"},
     "pmrun.store_server": {"pmrun.store_wire"},
     "pmrun.store_host": {"pmrun.store_wire", "pmrun.store_server"},
     "pmrun.store_client": {"pmrun.errors", "pmrun.store_wire", "pmrun.store_server"},

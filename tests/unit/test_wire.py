@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from pmrun import store_wire, wire
+from pmrun import wire
 
 START = wire.Start(
     job_id="j", attempt=0, node_rank=1, node_name="b", peers=("10.0.0.1", "10.0.0.2"), main_port=20001, first_rank=2,
@@ -22,8 +22,8 @@ MESSAGES = [
     START, EXITED, wire.Signal(2), wire.Stop(0.1, 0.1, 1, 3, "a", "exit code 3", True), wire.Credit(1, 2, 65536),
     wire.Stdin(b""), wire.Leave(), wire.Hello(wire.VERSION, 0, 99), wire.Started((1, 2)),
     wire.StartFailed(-1, "no", 75), wire.Output(1, 1, b"\n\xff"), wire.StdinCredit(-1), wire.NodeDone(()),
-    wire.StoreRequest(3, store_wire.Set(1, (("k", b"\xff"),))), wire.StoreClosed(3), wire.Notice("a line"),
-    wire.StoreReply(3, store_wire.TimedOut(9, ("k",), 1, (0, 2), ())),
+    wire.StoreRequest(3, b"\xff"), wire.StoreClosed(3), wire.Notice("a line"),
+    wire.StoreReply(3, b""),
     wire.Refused("another version", 75), wire.Beat(),
 ]  # fmt: skip
 
