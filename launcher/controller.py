@@ -50,7 +50,7 @@ class Fleet(Protocol):
         """The node's agent is gone: end what it left, as far as this machine can."""
 
     def close(self) -> None:
-        """The agents were told to leave: wait for them and give back what they took."""
+        """The agents were told to leave: wait for them and give back what they took; may be called again."""
 
 
 class Controller:
