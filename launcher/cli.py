@@ -16,6 +16,7 @@ from pmrun.errors import ExitCode, LaunchError, UsageError
 from pmrun.launcher import commands
 from pmrun.launcher import options as opt
 from pmrun.launcher.command_line import Kind, split
+from pmrun.version import RELEASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,10 +89,8 @@ def _page(asked: opt.Values) -> str:
 
 
 def _version() -> str:
-    from importlib import metadata  # as slow as the rest together, so only here
-
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"pmrun {metadata.version('pmrun')} (Python {python}, {sys.executable})\n"
+    return f"pmrun {RELEASE} (Python {python}, {sys.executable})\n"
 
 
 def _hand_over(job: Job, *, dry_run: bool) -> int:

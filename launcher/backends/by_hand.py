@@ -29,6 +29,7 @@ from pmrun.launcher.meeting_place import any_way, split_main
 from pmrun.launcher.net_link import NetHub
 from pmrun.launcher.rendezvous import Seat
 from pmrun.launcher.sink import open_standard_fds
+from pmrun.version import RELEASE
 
 
 class Backend:
@@ -57,9 +58,7 @@ class Backend:
         if rank == 0:
             return _be_main(job, secret, _own_address(job, host), port)
         meeting = Meeting(((host, port),), secret, rank, job.start_timeout_s)
-        hello = wire.Hello(
-            wire.VERSION, rank, 0, release=bootstrap.own_release(), num_nodes=job.nodes.count, world_size=job.world_size
-        )
+        hello = wire.Hello(wire.VERSION, rank, 0, release=RELEASE, num_nodes=job.nodes.count, world_size=job.world_size)
         own = Own(
             tuple(map(os.fsencode, job.command)),
             None if job.cwd is None else os.fsencode(job.cwd),
@@ -115,10 +114,9 @@ def _be_main(job: Job, secret: bytes, ip: str, port: int) -> int:
                 "run here? give it a secret of its own, or --main ADDRESS:PORT"
             ) from None
         seats = tuple(Seat("") for _ in range(job.nodes.count))
-        release = bootstrap.own_release()
-        fleet = ProcessFleet(hub, seats, hosts.share(job.world_size, job.nodes.count), release)
+        fleet = ProcessFleet(hub, seats, hosts.share(job.world_size, job.nodes.count), RELEASE)
         told = bootstrap.Bootstrap(
-            wire.VERSION, release, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
+            wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
         )
         fleet.start(0, told, _explain)
         controller = Controller(job, fleet, events)

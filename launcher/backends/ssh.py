@@ -31,6 +31,7 @@ from pmrun.launcher.meeting_place import is_here, plan_meeting
 from pmrun.launcher.net_link import NetHub
 from pmrun.launcher.rendezvous import Seat
 from pmrun.launcher.sink import open_standard_fds
+from pmrun.version import RELEASE
 
 _SSH_FAILED: Final = 255
 _REMEDIES: Final = (
@@ -87,14 +88,13 @@ def _start(job: Job) -> ProcessFleet:
     except OSError as error:
         raise LaunchError(f"cannot listen on {', '.join(meeting.binds)}: {error.strerror}; see --main") from None
     seats = tuple(Seat(_short(name), f"{name} dialled, no answer") for name in names)
-    release = bootstrap.own_release()
-    fleet = ProcessFleet(hub, seats, tuple(count for _, count in job.nodes.hosts), release)
+    fleet = ProcessFleet(hub, seats, tuple(count for _, count in job.nodes.hosts), RELEASE)
     carried = carried_environment(os.environb)
     try:
         for node, name in enumerate(names):
             here = meeting.here[node]
             told = bootstrap.Bootstrap(
-                wire.VERSION, release, secret, node, meeting.addresses(node, hub.endpoints), job.start_timeout_s,
+                wire.VERSION, RELEASE, secret, node, meeting.addresses(node, hub.endpoints), job.start_timeout_s,
                 job.nodes.interface, () if here else carried,
             )  # fmt: skip
             explain = functools.partial(_explain, name, here)

@@ -28,8 +28,9 @@ from pmrun.errors import (
     RequestTimeout,
     UsageError,
 )
+from pmrun.version import RELEASE
 
-__version__ = "0.1.0"
+__version__ = RELEASE
 
 _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("init", "shutdown", "is_initialized"), "pmrun.context"),

@@ -22,10 +22,11 @@ C_FLOORS = ("include", "core", "transport", "progress", "comm", "coll", "binding
 PYTHON_FLOOR = {
     "pmrun.env": set[str](),
     "pmrun.errors": set[str](),
+    "pmrun.version": set[str](),
     "pmrun.wire": {"pmrun.env", "pmrun.errors"},
     "pmrun.store": {"pmrun.env", "pmrun.errors", "pmrun.wire"},
 }
-LAUNCHER_STANDS_ON = {"pmrun.env", "pmrun.errors", "pmrun.wire", "pmrun.store"}
+LAUNCHER_STANDS_ON = {"pmrun.env", "pmrun.errors", "pmrun.version", "pmrun.wire", "pmrun.store"}
 
 NATIVE = [path for path in source_tree.having(".c", ".h", ".inc", under=("_native",)) if len(path.parts) > 2]
 PYTHON = source_tree.having(".py", under=("src", "launcher"))
