@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -88,6 +89,14 @@ def test_the_main_nodes_name_may_be_known_late(start, secret, cluster):
         assert (main.finish()[0], late.finish()[0]) == (0, 0)
     finally:
         hosts.write_text(before)
+
+
+def test_a_dry_run_starts_nothing(pmrun, secret):
+    words = ["-n", "5", "--nnodes", "2", "--main", MAIN, "--secret-file", secret, "--dry-run", "--", "true"]
+    main, other = (json.loads(pmrun(name, *words)[1]) for name in "ab")
+    assert main["ranks_by_node"] == other["ranks_by_node"] == [3, 2] and main["main"] == other["main"]
+    assert (main["node_rank"], main["listens"], other["listens"]) == (0, MAIN, None)
+    assert Path(secret).read_text().strip() not in json.dumps(main)
 
 
 # ---- what is refused --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -125,6 +126,16 @@ def listening(machine):
     return found
 
 
+def test_a_dry_run_starts_nothing(pmrun):
+    rc, out, err = pmrun("a", "--hosts", "a:1,nosuch:2", "--dry-run", "--", "true")
+    assert (rc, err) == (0, "")
+    told = json.loads(out)
+    assert [(node["host"], node["ranks"]) for node in told["nodes"]] == [("a", [0]), ("nosuch", [1, 2])]
+    assert told["nodes"][0]["agent"] == [sys.executable, "-m", "pmrun.launcher", "agent"]
+    assert told["nodes"][1]["agent"][0] == "ssh" and "nosuch" in told["nodes"][1]["agent"]
+    assert told["nodes"][1]["agent"][-1].endswith(f"exec {sys.executable} -m pmrun.launcher agent")
+
+
 # ---- what cannot be ---------------------------------------------------------------------------------------
 
 
@@ -141,6 +152,7 @@ def listening(machine):
         (["--hosts", "nobody@c:1"], "cannot reach nobody@c: nobody@c: Permission denied"),
         (["--hosts", "c:1", "--ssh", "/no/such"], "cannot start /no/such: No such file or directory; see --ssh"),
         (["--hosts", "c:1", "--ssh", "false"], "c: its agent ended with exit code 1"),
+        (["--hosts", "a:1,b:1", "--interface", "10.77.0.1"], "b: --interface 10.77.0.1: b has none like it; it has lo"),
         (["--hosts", "a:1,b:1", "--interface", "eth9"], "--interface eth9: a has none like it; it has lo 127.0.0.1"),
     ],
 )
