@@ -113,9 +113,10 @@ class AgentProcess:
         *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[-_LINE_BYTES:]
         for line in lines:
-            if line.startswith(bootstrap.MARK):
+            _, marked, text = line.partition(bootstrap.MARK)  # a login shell may have begun the line
+            if marked:
                 self.heard = True
-                note(line[len(bootstrap.MARK) :].decode("utf-8", "replace"))
+                note(text.decode("utf-8", "replace"))
 
     def _read_errors(self, poller: Poller) -> None:
         """All that is there."""

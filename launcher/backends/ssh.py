@@ -108,9 +108,9 @@ def _start(job: Job) -> ProcessFleet:
 def _ssh_command(job: Job, name: str) -> list[str]:
     patience = max(1, math.ceil(job.start_timeout_s))
     words = agent_command()
-    paths = os.environ.get("PYTHONPATH")
-    if paths:
-        words = ["env", f"PYTHONPATH={paths}", *words]
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if paths:  # perhaps pmrun itself is found there
+        words = ["env", f"PYTHONPATH={os.pathsep.join(paths)}", *words]
     remote = "cd / && exec " + " ".join(shlex.quote(word) for word in words)  # read by whatever shell there is
     options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={patience}"]
     return [*job.nodes.ssh, *options, "--", name.replace("[", "").replace("]", ""), remote]

@@ -98,6 +98,12 @@ def test_the_first_failure_is_named_with_its_host(pmrun, rank, node):
     assert rc == 1 and f"rank {rank} failed first: exit code 1 (node {node}, pid" in err and "broken" in err
 
 
+def test_cores_are_those_of_the_host(pmrun):
+    code = "import os; print(len(os.sched_getaffinity(0)))"
+    rc, out, err = pmrun("a", "--hosts", "b:2,c:1", "--map-by", "core", "--no-tag", "--", sys.executable, "-c", code)
+    assert rc == 0 and sum(map(int, out.split()[:2])) <= len(os.sched_getaffinity(0)) * 2, err
+
+
 def test_two_jobs_on_the_same_hosts(start):
     jobs = [start("a", "--hosts", "a:1,b:1", "--", "sh", "-c", f"echo ready; exit {code}") for code in (0, 3)]
     assert [job.finish()[0] for job in jobs] == [0, 3]
