@@ -14,7 +14,6 @@ import functools
 import math
 import os
 import shlex
-import signal
 import sys
 from typing import Final
 
@@ -23,7 +22,6 @@ from pmrun.errors import ExitCode, LaunchError
 from pmrun.launcher import bootstrap, keys, rank_process
 from pmrun.launcher.agents import ProcessFleet, agent_command
 from pmrun.launcher.carried import carried_environment
-from pmrun.launcher.controller import SIGNALS, Controller
 from pmrun.launcher.describe import signal_name
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
@@ -70,12 +68,7 @@ class Backend:
         events = EventLog(job.json_events)
         job = dataclasses.replace(job, cwd=job.cwd or os.getcwd())
         rank_process.become_subreaper()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
-        try:
-            controller = Controller(job, _start(job), events)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return controller.run()
+        return _start(job).run(job, events)
 
 
 def _start(job: Job) -> ProcessFleet:
@@ -102,6 +95,9 @@ def _start(job: Job) -> ProcessFleet:
     except OSError as error:
         fleet.close()
         raise LaunchError(f"cannot start {error.filename or job.nodes.ssh[0]}: {error.strerror}; see --ssh") from None
+    except KeyboardInterrupt:
+        fleet.close()
+        raise
     return fleet
 
 
@@ -117,8 +113,8 @@ def _ssh_command(job: Job, name: str) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A host's name without the user's."""
-    return name.rpartition("@")[2]
+    """A host's name as a tag shows it."""
+    return name.rpartition("@")[2].strip("[]")
 
 
 def _explain(name: str, here: bool, status: int, last: list[str]) -> str:
