@@ -124,7 +124,7 @@ class AgentLoop:
 
     def _lose(self, why: str) -> None:
         """The controller is gone."""
-        if self._lost:
+        if self._lost or self._leaving:  # it may go once it said Leave
             return
         self._lost = True
         self._link.forget(self._poller)

@@ -18,6 +18,9 @@ from collections.abc import Callable
 from typing import Final
 
 from pmrun.launcher import bootstrap, process_tree
+from pmrun.launcher.controller import SIGNALS, Controller
+from pmrun.launcher.events import EventLog
+from pmrun.launcher.job import Job
 from pmrun.launcher.link import Hub
 from pmrun.launcher.poller import READ, WRITE, Poller
 from pmrun.launcher.rendezvous import Seat
@@ -48,17 +51,15 @@ class AgentProcess:
         self._last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self.ended = False
         self.heard = False  # its agent runs
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True
         )
         self.pid = self._process.pid
         self._end_fd = os.pidfd_open(self.pid)
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
-        self._in, self._out, self._err = (
-            os.dup(pipe.fileno()) for pipe in (self._process.stdin, self._process.stdout, self._process.stderr)
-        )
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            pipe.close()
+        self._pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self._in, self._out, self._err = (end.fileno() for end in self._pipes)
         for fd in (self._in, self._out, self._err):
             os.set_blocking(fd, False)
 
@@ -66,19 +67,18 @@ class AgentProcess:
         """Begin to talk with it; once."""
         poller.watch(self._in, WRITE, lambda _: self._write(poller))
         poller.watch(self._out, READ, lambda _: self._read_output(poller, note))
-        poller.watch(self._err, READ, lambda _: self._read_errors(poller))
+        poller.watch(self._err, READ, lambda _: self._on_error(poller))
         poller.watch(self._end_fd, READ, lambda _: self._end(poller, ended))
 
     def let_go(self, poller: Poller | None) -> None:
         """Close its pipes: that ends the lifeline."""
+        if self._pipes[0].closed:
+            return
         for fd in (self._in, self._out, self._err, self._end_fd):
             if poller is not None:
                 poller.forget(fd)
-        for name in ("_in", "_out", "_err"):
-            fd = getattr(self, name)
-            if fd >= 0:
-                os.close(fd)
-            setattr(self, name, -1)
+        for end in self._pipes:
+            end.close()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; False when it did not come in time."""
@@ -113,14 +113,13 @@ class AgentProcess:
         *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[-_LINE_BYTES:]
         for line in lines:
-            if line.startswith(bootstrap.MARK):
+            _, marked, text = line.partition(bootstrap.MARK)  # a login shell may have begun the line
+            if marked:
                 self.heard = True
-                note(line[len(bootstrap.MARK) :].decode("utf-8", "replace"))
+                note(text.decode("utf-8", "replace"))
 
-    def _read_errors(self, poller: Poller) -> None:
-        """All that is there."""
-        while self._read_error(poller):
-            continue
+    def _on_error(self, poller: Poller) -> None:
+        self._read_error(poller)
 
     def _read_error(self, poller: Poller) -> bool:
         data = self._read(poller, self._err)
@@ -144,7 +143,8 @@ class AgentProcess:
         poller.forget(self._end_fd)
         status = self._process.wait()
         self.ended = True
-        self._read_errors(poller)
+        while self._read_error(poller):
+            continue
         if self._error.strip():
             self._last.append(self._error.decode("utf-8", "replace").strip())
         ended(self._explain(status, list(self._last)))
@@ -161,6 +161,18 @@ class ProcessFleet:
         self._processes: dict[int, AgentProcess] = {}
         self._poller: Poller | None = None
         self._closed = False
+
+    def run(self, job: Job, events: EventLog) -> int:
+        """Serve the job with these agents to its end; returns pmrun's exit code."""
+        try:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
+            try:
+                controller = Controller(job, self, events)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            return controller.run()
+        finally:
+            self.close()
 
     def start(self, node: int, told: bootstrap.Bootstrap, explain: Explain, way: list[str] | None = None) -> None:
         """Start the agent of one node, here or by the command that leads to it; OSError where there is no such."""

@@ -16,6 +16,7 @@ import msgspec
 
 from pmrun import wire
 from pmrun.errors import LaunchError
+from pmrun.version import RELEASE
 
 MARK: Final = b"pmrun-agent: "  # begins a line of an agent's standard output that is meant for pmrun
 _LENGTH = struct.Struct("<I")
@@ -60,16 +61,9 @@ def read(fd: int) -> Bootstrap:
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise LaunchError(f"the standard input of `pmrun agent` is not understood: {error}") from None
     raise LaunchError(
-        f"here is pmrun {own_release()} (protocol {wire.VERSION}), pmrun {release} (protocol {version}) started it: "
+        f"here is pmrun {RELEASE} (protocol {wire.VERSION}), pmrun {release} (protocol {version}) started it: "
         "install one version on all nodes"
     )
-
-
-def own_release() -> str:
-    """The version of pmrun that runs."""
-    from importlib import metadata  # as slow as the rest together, so only where several machines meet
-
-    return metadata.version("pmrun")
 
 
 def _read_exactly(fd: int, count: int) -> bytes:

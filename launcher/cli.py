@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pmrun.errors import ExitCode, LaunchError, UsageError
 from pmrun.launcher import commands, options as opt
 from pmrun.launcher.command_line import Kind, split
+from pmrun.version import RELEASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,10 +88,8 @@ def _page(asked: opt.Values) -> str:
 
 
 def _version() -> str:
-    from importlib import metadata  # as slow as the rest together, so only here
-
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"pmrun {metadata.version('pmrun')} (Python {python}, {sys.executable})\n"
+    return f"pmrun {RELEASE} (Python {python}, {sys.executable})\n"
 
 
 def _hand_over(job: Job, *, dry_run: bool) -> int:

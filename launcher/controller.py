@@ -16,7 +16,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pmrun import wire
 from pmrun.errors import ExitCode
@@ -34,6 +34,8 @@ from pmrun.launcher.stdin_source import StdinSource
 
 if TYPE_CHECKING:
     from pmrun.launcher.store_route import GangStore
+
+_SENT_S: Final = 0.2  # what was queued is surely with the kernel by then
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
@@ -53,7 +55,7 @@ class Fleet(Protocol):
         """The node's agent is gone: end what it left, as far as this machine can."""
 
     def close(self) -> None:
-        """The agents were told to leave: wait for them and give back what they took."""
+        """The agents were told to leave: wait for them and give back what they took; may be called again."""
 
 
 class Controller:
@@ -78,6 +80,7 @@ class Controller:
         self._outcome: gang.Outcome | None = None
         # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
         self._inbox = SignalInbox(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
+        self._stop_at: float | None = None  # Ctrl-Z: when this process stops
         self._impatient = 0  # signals that came after the gang was over
         if job.output.directory is not None:
             _raise_open_files(2 * job.world_size + 64)
@@ -116,6 +119,7 @@ class Controller:
             self._stdin.watch(self._poller, now)
             self._poller.wait(self._patience_s(now))
             now = time.monotonic()
+            self._stop_when_said(now)
             if self._outcome is None:
                 if self._hub.pending():
                     self._on_hub(READ)
@@ -126,7 +130,7 @@ class Controller:
 
     def _patience_s(self, now: float) -> float | None:
         """How long nothing has to be done."""
-        times = [self._display.deadline(), self._stdin.deadline()]
+        times = [self._display.deadline(), self._stdin.deadline(), self._stop_at]
         if self._outcome is None:
             if self._hub.pending():
                 return 0.0
@@ -245,11 +249,17 @@ class Controller:
 
     def _suspend(self) -> None:
         """Ctrl-Z: first the ranks stop, then pmrun; whoever continues it continues them."""
-        for stop in (True, False):
+        if self._gang is not None:
+            self._do(self._gang.on_suspend(True))
+        # A message to another machine is sent by a thread of libzmq, which stops with this process.
+        self._stop_at = time.monotonic() + (0.0 if self._lease is None else _SENT_S)
+
+    def _stop_when_said(self, now: float) -> None:
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at = None
+            os.kill(os.getpid(), signal.SIGSTOP)
             if self._gang is not None:
-                self._do(self._gang.on_suspend(stop))
-            if stop:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                self._do(self._gang.on_suspend(False))
 
     # ---- actions --------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_NAME = re.compile(r"(?:[\w.-]+@)?(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])\Z")
+_NAME = r"(?:[\w.-]+@)?(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])"
 _SLOTS_MAX = 1_000_000
 
 
@@ -118,7 +118,7 @@ def _line(words: list[str]) -> Host:
 
 
 def _checked(name: str) -> str:
-    if not _NAME.match(name) or name.startswith("-"):
+    if not re.fullmatch(_NAME, name) or name.startswith("-"):
         raise ValueError(f"{name!r} is not a host's name; write a:8,b:8")
     return name
 

@@ -9,7 +9,6 @@ is a numeric one of this machine, IPv6 scopes included.
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import os
 import socket
 from typing import Final, NamedTuple
@@ -76,7 +75,7 @@ def _numeric(address: _SockAddr, interface: str) -> str | None:
         return socket.inet_ntop(socket.AF_INET, data[2:6])
     if address.family == socket.AF_INET6:
         ip = socket.inet_ntop(socket.AF_INET6, data[6:22])
-        return f"{ip}%{interface}" if ipaddress.ip_address(ip).is_link_local else ip
+        return f"{ip}%{interface}" if ip.startswith("fe80:") else ip
     return None
 
 
@@ -86,10 +85,8 @@ def matching(wanted: str) -> str:
     Of a name's addresses an IPv4 one is taken before IPv6, and a link-local one last. UsageError where none fits.
     """
     known = addresses()
-    network = _network(wanted)
-    if network is not None:
-        fits = [item.ip for item in known if ipaddress.ip_address(item.ip.partition("%")[0]) in network]
-    else:
+    fits = [item.ip for item in known if _within(item.ip, wanted)]
+    if not fits:
         fits = [item.ip for item in known if item.interface == wanted]
         fits.sort(key=lambda ip: (ip.startswith("fe80:"), ":" in ip))
     if fits:
@@ -98,11 +95,14 @@ def matching(wanted: str) -> str:
     raise UsageError(f"--interface {wanted}: {os.uname().nodename} has none like it; it has {listed}")
 
 
-def _network(wanted: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+def _within(ip: str, network: str) -> bool:
+    """Whether an address is of a network, if this is one."""
+    import ipaddress  # milliseconds that a job on one machine need not pay
+
     try:
-        return ipaddress.ip_network(wanted, strict=False)
+        return ipaddress.ip_address(ip.partition("%")[0]) in ipaddress.ip_network(network, strict=False)
     except ValueError:
-        return None
+        return False
 
 
 def resolve(host: str) -> list[str]:
@@ -130,7 +130,7 @@ def route_to(ip: str) -> str | None:
 
 def is_here(ip: str) -> bool:
     """Whether an address is one of this machine's own."""
-    return ipaddress.ip_address(ip.partition("%")[0]).is_loopback or any(item.ip == ip for item in addresses())
+    return ip == "::1" or ip.startswith("127.") or any(item.ip == ip for item in addresses())
 
 
 def endpoint(ip: str, port: int) -> str:

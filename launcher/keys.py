@@ -9,8 +9,6 @@ Invariant: a secret never leaves through a command line, an environment or a log
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import stat
 from typing import Final
@@ -30,6 +28,9 @@ def new_secret() -> bytes:
 
 def hkdf(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
     """HKDF-SHA256, extract and expand."""
+    import hashlib  # milliseconds that a job on one machine, which derives nothing at its start, need not pay
+    import hmac
+
     key = hmac.new(salt, secret, hashlib.sha256).digest()
     result = block = b""
     for number in range(1, -(-length // 32) + 1):

@@ -186,7 +186,7 @@ class NetHub:
             self.endpoints = self._listen(key_pair(secret, keys.CONTROLLER_LABEL), binds)
         except zmq.ZMQError as error:
             self.close()
-            raise OSError(error.errno, error.strerror) from None
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from None
 
     def _listen(self, pair: KeyPair, binds: list[tuple[str, int]]) -> list[tuple[str, int]]:
         self._router.set(zmq.BACKLOG, _BACKLOG_CONNECTIONS)

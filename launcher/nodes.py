@@ -7,13 +7,14 @@ all that these need; options that nobody would read are refused, not passed over
 
 from __future__ import annotations
 
-import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmrun.errors import UsageError
 from pmrun.launcher import options as opt
-from pmrun.launcher.hosts import Host, merge, parse_host_file, spread
 from pmrun.launcher.job import Nodes
+
+if TYPE_CHECKING:
+    from pmrun.launcher.hosts import Host
 
 
 def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
@@ -36,6 +37,14 @@ def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
     if not hosts:
         _refuse(values, "--hosts or --nnodes", opt.MAIN, opt.INTERFACE)
         return Nodes(), "local", ranks
+    return _by_ssh(values, hosts, ranks)
+
+
+def _by_ssh(values: opt.Values, hosts: tuple[Host, ...], ranks: int | None) -> tuple[Nodes, str, int]:
+    import shlex
+
+    from pmrun.launcher.hosts import spread
+
     try:
         counts = spread(hosts, ranks)
         ssh = tuple(shlex.split(values.get(opt.SSH)))
@@ -53,6 +62,8 @@ def _hosts(values: opt.Values) -> tuple[Host, ...]:
     path = values.get(opt.HOSTFILE)
     if path is None:
         return hosts
+    from pmrun.launcher.hosts import merge, parse_host_file
+
     try:
         with open(path, encoding="utf-8") as file:
             return merge([*hosts, *parse_host_file(file.read())])

@@ -13,14 +13,16 @@ import os
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pmrun import env
-from pmrun.launcher.hosts import Host, parse_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pmrun.launcher.hosts import Host
+
 T = TypeVar("T")
 
 Ranks = frozenset[int]
+Hosts = tuple["Host", ...]
 EnvPairs = tuple[tuple[str, "str | None"], ...]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -219,6 +221,13 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot be written in this locale: use letters, digits and underscores") from None
 
 
+def parse_host_list(text: str) -> Hosts:
+    """Hosts from "a:8,b:8"."""
+    from pmrun.launcher.hosts import parse_hosts  # most jobs have none
+
+    return parse_hosts(text)
+
+
 def parse_node_rank(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= _RANKS_MAX:
         raise ValueError("a node's number is a whole number from 0 on; node 0 is the main node")
@@ -259,8 +268,8 @@ BACKEND: Option[str | None] = Option(
     "on", parse_text, None, metavar="BACKEND", group=START, complete="local ssh by_hand",
     text="where the job runs: local (this machine; default), ssh (with --hosts), by_hand (with --nnodes)",
 )  # fmt: skip
-HOSTS: Option[tuple[Host, ...] | None] = Option(
-    "hosts", parse_hosts, None, metavar="A:8,B:8", group=MACHINES,
+HOSTS: Option[Hosts | None] = Option(
+    "hosts", parse_host_list, None, metavar="A:8,B:8", group=MACHINES,
     text="run on these hosts by ssh, with so many ranks on each at most; those without a number share the rest",
 )  # fmt: skip
 HOSTFILE: Option[str | None] = Option(

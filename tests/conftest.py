@@ -111,6 +111,8 @@ def cluster(machines_of_the_session: machines.Cluster) -> Iterator[machines.Clus
     machines_of_the_session.until_quiet()
     yield machines_of_the_session
     machines_of_the_session.until_quiet(5.0)
+    for machine in machines_of_the_session.machines.values():
+        machines.until(lambda m=machine: not m.sessions(), f"the end of sshd's sessions on {machine.name}")
 
 
 @pytest.fixture

@@ -81,6 +81,15 @@ class Machine:
 
     def processes(self) -> dict[int, str]:
         """What runs there: command lines by process id (of outside), without process 1, sshd and the ended."""
+        return {pid: words for pid, words in self._all().items() if not words.startswith(("sshd:", "/usr/sbin/sshd"))}
+
+    def sessions(self) -> dict[int, str]:
+        """The processes of sshd that serve somebody."""
+        return {
+            pid: words for pid, words in self._all().items() if words.startswith("sshd: ") and "[listener]" not in words
+        }
+
+    def _all(self) -> dict[int, str]:
         own = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = {}
         for name in os.listdir("/proc"):
@@ -92,7 +101,7 @@ class Machine:
                 words = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if words and not words.startswith(("sshd:", "/usr/sbin/sshd")):
+            if words:
                 found[int(name)] = words.strip()
         return found
 

@@ -12,7 +12,6 @@ user can read nothing listens and nothing is dialled.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from pmrun import wire
@@ -20,7 +19,6 @@ from pmrun.errors import LaunchError, UsageError
 from pmrun.launcher import bootstrap, hosts, interfaces, keys, rank_process
 from pmrun.launcher.agent_loop import Own
 from pmrun.launcher.agents import ProcessFleet
-from pmrun.launcher.controller import SIGNALS, Controller
 from pmrun.launcher.dial import Meeting
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
@@ -29,6 +27,7 @@ from pmrun.launcher.meeting_place import any_way, split_main
 from pmrun.launcher.net_link import NetHub
 from pmrun.launcher.rendezvous import Seat
 from pmrun.launcher.sink import open_standard_fds
+from pmrun.version import RELEASE
 
 
 class Backend:
@@ -57,9 +56,7 @@ class Backend:
         if rank == 0:
             return _be_main(job, secret, _own_address(job, host), port)
         meeting = Meeting(((host, port),), secret, rank, job.start_timeout_s)
-        hello = wire.Hello(
-            wire.VERSION, rank, 0, release=bootstrap.own_release(), num_nodes=job.nodes.count, world_size=job.world_size
-        )
+        hello = wire.Hello(wire.VERSION, rank, 0, release=RELEASE, num_nodes=job.nodes.count, world_size=job.world_size)
         own = Own(
             tuple(map(os.fsencode, job.command)),
             None if job.cwd is None else os.fsencode(job.cwd),
@@ -105,26 +102,20 @@ def _own_address(job: Job, host: str) -> str:
 def _be_main(job: Job, secret: bytes, ip: str, port: int) -> int:
     events = EventLog(job.json_events)
     rank_process.become_subreaper()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
     try:
-        try:
-            hub = NetHub(secret, job.nodes.count, [(ip, port)])
-        except OSError as error:
-            raise LaunchError(
-                f"cannot listen on {interfaces.endpoint(ip, port)}: {error.strerror}; does another job with this secret "
-                "run here? give it a secret of its own, or --main ADDRESS:PORT"
-            ) from None
-        seats = tuple(Seat("") for _ in range(job.nodes.count))
-        release = bootstrap.own_release()
-        fleet = ProcessFleet(hub, seats, hosts.share(job.world_size, job.nodes.count), release)
-        told = bootstrap.Bootstrap(
-            wire.VERSION, release, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
-        )
-        fleet.start(0, told, _explain)
-        controller = Controller(job, fleet, events)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return controller.run()
+        hub = NetHub(secret, job.nodes.count, [(ip, port)])
+    except OSError as error:
+        raise LaunchError(
+            f"cannot listen on {interfaces.endpoint(ip, port)}: {error.strerror}; does another job with this secret "
+            "run here? give it a secret of its own, or --main ADDRESS:PORT"
+        ) from None
+    seats = tuple(Seat("") for _ in range(job.nodes.count))
+    fleet = ProcessFleet(hub, seats, hosts.share(job.world_size, job.nodes.count), RELEASE)
+    told = bootstrap.Bootstrap(
+        wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
+    )
+    fleet.start(0, told, _explain)
+    return fleet.run(job, events)
 
 
 def _explain(status: int, last: list[str]) -> str:

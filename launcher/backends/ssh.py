@@ -13,7 +13,6 @@ import functools
 import math
 import os
 import shlex
-import signal
 import sys
 from typing import Final
 
@@ -24,7 +23,6 @@ from pmrun.errors import ExitCode, LaunchError
 from pmrun.launcher import bootstrap, keys, rank_process
 from pmrun.launcher.agents import ProcessFleet, agent_command
 from pmrun.launcher.carried import carried_environment
-from pmrun.launcher.controller import SIGNALS, Controller
 from pmrun.launcher.describe import signal_name
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
@@ -32,6 +30,7 @@ from pmrun.launcher.meeting_place import is_here, plan_meeting
 from pmrun.launcher.net_link import NetHub
 from pmrun.launcher.rendezvous import Seat
 from pmrun.launcher.sink import open_standard_fds
+from pmrun.version import RELEASE
 
 _SSH_FAILED: Final = 255
 _REMEDIES: Final = (
@@ -70,12 +69,7 @@ class Backend:
         events = EventLog(job.json_events)
         job = msgspec.structs.replace(job, cwd=job.cwd or os.getcwd())
         rank_process.become_subreaper()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
-        try:
-            controller = Controller(job, _start(job), events)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return controller.run()
+        return _start(job).run(job, events)
 
 
 def _start(job: Job) -> ProcessFleet:
@@ -88,14 +82,13 @@ def _start(job: Job) -> ProcessFleet:
     except OSError as error:
         raise LaunchError(f"cannot listen on {', '.join(meeting.binds)}: {error.strerror}; see --main") from None
     seats = tuple(Seat(_short(name), f"{name} dialled, no answer") for name in names)
-    release = bootstrap.own_release()
-    fleet = ProcessFleet(hub, seats, tuple(count for _, count in job.nodes.hosts), release)
+    fleet = ProcessFleet(hub, seats, tuple(count for _, count in job.nodes.hosts), RELEASE)
     carried = carried_environment(os.environb)
     try:
         for node, name in enumerate(names):
             here = meeting.here[node]
             told = bootstrap.Bootstrap(
-                wire.VERSION, release, secret, node, meeting.addresses(node, hub.endpoints), job.start_timeout_s,
+                wire.VERSION, RELEASE, secret, node, meeting.addresses(node, hub.endpoints), job.start_timeout_s,
                 job.nodes.interface, () if here else carried,
             )  # fmt: skip
             explain = functools.partial(_explain, name, here)
@@ -103,23 +96,26 @@ def _start(job: Job) -> ProcessFleet:
     except OSError as error:
         fleet.close()
         raise LaunchError(f"cannot start {error.filename or job.nodes.ssh[0]}: {error.strerror}; see --ssh") from None
+    except KeyboardInterrupt:
+        fleet.close()
+        raise
     return fleet
 
 
 def _ssh_command(job: Job, name: str) -> list[str]:
     patience = max(1, math.ceil(job.start_timeout_s))
     words = agent_command()
-    paths = os.environ.get("PYTHONPATH")
-    if paths:
-        words = ["env", f"PYTHONPATH={paths}", *words]
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if paths:  # perhaps pmrun itself is found there
+        words = ["env", f"PYTHONPATH={os.pathsep.join(paths)}", *words]
     remote = "cd / && exec " + " ".join(shlex.quote(word) for word in words)  # read by whatever shell there is
     options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={patience}"]
     return [*job.nodes.ssh, *options, "--", name.replace("[", "").replace("]", ""), remote]
 
 
 def _short(name: str) -> str:
-    """A host's name without the user's."""
-    return name.rpartition("@")[2]
+    """A host's name as a tag shows it."""
+    return name.rpartition("@")[2].strip("[]")
 
 
 def _explain(name: str, here: bool, status: int, last: list[str]) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FOLDER = os.path.dirname(__file__)
-_SUMMARY = re.compile(r'^"""`(pmrun [^`]+)`: (.+?)\.?$', re.MULTILINE)
+_SUMMARY = r'^"""`(pmrun [^`]+)`: (.+?)\.?$'
 
 
 def find(word: str) -> Callable[[list[str]], int] | None:
@@ -30,11 +32,13 @@ def find(word: str) -> Callable[[list[str]], int] | None:
 
 def summaries() -> list[tuple[str, str]]:
     """How each command that is for people is written, and what it does; sorted."""
+    import re
+
     found = []
     for name in sorted(os.listdir(_FOLDER)):
         if name.endswith(".py") and not name.startswith("_"):
             with open(os.path.join(_FOLDER, name), encoding="utf-8") as file:
-                summary = _SUMMARY.search(file.read(1024))
+                summary = re.search(_SUMMARY, file.read(1024), re.MULTILINE)
             if summary is not None:
                 found.append((summary[1], summary[2]))
     return found

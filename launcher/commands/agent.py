@@ -15,6 +15,7 @@ from pmrun.errors import UsageError
 from pmrun.launcher import bootstrap
 from pmrun.launcher.dial import Meeting
 from pmrun.launcher.keeper import Summons, keep_agent
+from pmrun.version import RELEASE
 
 
 def run(argv: list[str]) -> int:
@@ -25,7 +26,7 @@ def run(argv: list[str]) -> int:
     for name, value in told.environment:
         os.environb[name] = value
     meeting = Meeting(told.addresses, told.secret, told.node_rank, told.start_timeout_s)
-    hello = wire.Hello(wire.VERSION, told.node_rank, 0, release=bootstrap.own_release())
+    hello = wire.Hello(wire.VERSION, told.node_rank, 0, release=RELEASE)
     lifeline = os.dup(0)
     _tell("its agent runs")
     return keep_agent(Summons(meeting, hello, told.interface), lifeline, _tell)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import importlib
 
-__version__ = "0.1.0"
+from pmrun.version import RELEASE
+
+__version__ = RELEASE
 
 _COLLECTIVES = (  # each has a nonblocking form, whose name begins with an "i"
     *("barrier", "broadcast", "reduce", "allreduce", "gather", "allgather", "scatter", "reduce_scatter", "alltoall"),

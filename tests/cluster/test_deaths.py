@@ -121,6 +121,8 @@ def test_a_cable_is_cut(job, cluster):
         assert rc == 76 and f"the agent on b is lost (no sign of life for {LEASE_S:g} s)" in err
         cluster["b"].until_quiet(LEASE_S)
     finally:
+        for pid in cluster["b"].sessions():
+            os.kill(pid, signal.SIGKILL)  # sshd would notice minutes later
         cluster["b"].link(up=True)
 
 

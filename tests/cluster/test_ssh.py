@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -97,6 +98,12 @@ def test_the_first_failure_is_named_with_its_host(pmrun, rank, node):
     assert rc == 1 and f"rank {rank} failed first: exit code 1 (node {node}, pid" in err and "broken" in err
 
 
+def test_cores_are_those_of_the_host(pmrun):
+    code = "import os; print(len(os.sched_getaffinity(0)))"
+    rc, out, err = pmrun("a", "--hosts", "b:2,c:1", "--map-by", "core", "--no-tag", "--", sys.executable, "-c", code)
+    assert rc == 0 and sum(map(int, out.split()[:2])) <= len(os.sched_getaffinity(0)) * 2, err
+
+
 def test_two_jobs_on_the_same_hosts(start):
     jobs = [start("a", "--hosts", "a:1,b:1", "--", "sh", "-c", f"echo ready; exit {code}") for code in (0, 3)]
     assert [job.finish()[0] for job in jobs] == [0, 3]
@@ -125,6 +132,16 @@ def listening(machine):
     return found
 
 
+def test_a_dry_run_starts_nothing(pmrun):
+    rc, out, err = pmrun("a", "--hosts", "a:1,nosuch:2", "--dry-run", "--", "true")
+    assert (rc, err) == (0, "")
+    told = json.loads(out)
+    assert [(node["host"], node["ranks"]) for node in told["nodes"]] == [("a", [0]), ("nosuch", [1, 2])]
+    assert told["nodes"][0]["agent"] == [sys.executable, "-m", "pmrun.launcher", "agent"]
+    assert told["nodes"][1]["agent"][0] == "ssh" and "nosuch" in told["nodes"][1]["agent"]
+    assert told["nodes"][1]["agent"][-1].endswith(f"exec {sys.executable} -m pmrun.launcher agent")
+
+
 # ---- what cannot be ---------------------------------------------------------------------------------------
 
 
@@ -141,6 +158,7 @@ def listening(machine):
         (["--hosts", "nobody@c:1"], "cannot reach nobody@c: nobody@c: Permission denied"),
         (["--hosts", "c:1", "--ssh", "/no/such"], "cannot start /no/such: No such file or directory; see --ssh"),
         (["--hosts", "c:1", "--ssh", "false"], "c: its agent ended with exit code 1"),
+        (["--hosts", "a:1,b:1", "--interface", "10.77.0.1"], "b: --interface 10.77.0.1: b has none like it; it has lo"),
         (["--hosts", "a:1,b:1", "--interface", "eth9"], "--interface eth9: a has none like it; it has lo 127.0.0.1"),
     ],
 )

@@ -22,6 +22,7 @@ C_FLOORS = ("include", "core", "transport", "progress", "comm", "coll", "binding
 PYTHON_FLOOR = {
     "pmrun.env": set[str](),
     "pmrun.errors": set[str](),
+    "pmrun.version": set[str](),
     "pmrun.window": set[str](),
     "pmrun.store_wire": {"pmrun.errors"},
     "pmrun.wire": {"pmrun.env", "pmrun.errors"},

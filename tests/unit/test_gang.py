@@ -147,7 +147,9 @@ def test_lost_agent():
     machine = started(nodes=2)
     actions = machine.on_link_lost(0, "closed")
     assert gang.Sweep(0) in actions
-    assert [node for node, _ in sent(actions, wire.Stop)] == [1]
+    ((node, stop),) = sent(actions, wire.Stop)
+    assert (node, stop.state, stop.rank, stop.node) == (1, window.ABORT_RANK_FAILED, 0, "n0"), "RankFailed elsewhere"
+    assert stop.settle_s > 0, "the others have time to raise it"
     actions = machine.on_message(1, wire.NodeDone(()))
     assert actions[-1].outcome.code == 76
 

@@ -3,6 +3,7 @@
 
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -212,6 +213,57 @@ def test_strangers_get_no_message_through(served, rng: random.Random):
         sock.close()
     context.destroy(0)
     link.close()
+
+
+class Tap:
+    """Stands between an agent and its controller, passes everything on, and keeps what the agent said."""
+
+    def __init__(self, port):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.kept = []
+        self._to = port
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while True:
+            agent, _ = self._listener.accept()
+            with agent, socket.create_connection(("127.0.0.1", self._to)) as controller:
+                self.kept.append(b"")
+                other = {agent: controller, controller: agent}
+                while other:
+                    for sock in select.select(list(other), [], [])[0]:
+                        data = sock.recv(65536)
+                        if not data:
+                            other = {}
+                            break
+                        other[sock].sendall(data)
+                        if sock is agent:
+                            self.kept[-1] += data
+            if len(self.kept) == 2:
+                self._listener.close()
+                return
+
+    def join(self):
+        self._thread.join()
+
+
+def test_a_recorded_join_is_worth_nothing(served):
+    """The first connection is the dialler's probe, the second the agent's."""
+    tap = Tap(served.port)
+    link = served.dial(port=tap.port)
+    served.greet(link)
+    link.close()
+    tap.join()
+    served.until(lambda: served.events and served.events[-1].message is None)
+    served.events.clear()
+    said = tap.kept[1]
+    assert len(said) > 500, "greeting, hello, initiate, message"
+    with socket.create_connection(("127.0.0.1", served.port)) as sock:
+        sock.sendall(said)
+        served.until(served.hub.strangers, "the refusal")
+    assert not served.events
 
 
 # ---- dialling ---------------------------------------------------------------------------------------------

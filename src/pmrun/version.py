@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The version of pmrun that this code is. Invariant: the same as in pyproject.toml (tests/tidy compares them)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RELEASE: Final = "0.1.0"
