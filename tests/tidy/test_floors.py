@@ -37,7 +37,7 @@ PYTHON_FLOOR = {
     },
 }
 LAUNCHER_STANDS_ON = {
-    *("pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.wire"),
+    *("pmrun.env", "pmrun.errors", "pmrun.version", "pmrun.window", "pmrun.wire"),
     *("pmrun.store_wire", "pmrun.store_server", "pmrun.store_host", "pmrun.meeting"),
 }
 
