@@ -209,6 +209,16 @@ def parse_env(text: str) -> EnvPairs:
     return ((name, value if equals else None),)
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError where this cannot be a variable's name; the system takes more, but no program asks for it."""
+    if not name or not name.isprintable() or "=" in name or " " in name:
+        raise ValueError(f"{name!r} is not a variable's name: letters, digits and underscores make one")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} cannot be written in this locale: use letters, digits and underscores") from None
+
+
 def parse_node_rank(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= _RANKS_MAX:
         raise ValueError("a node's number is a whole number from 0 on; node 0 is the main node")
@@ -225,16 +235,6 @@ def parse_transport(text: str) -> str:
     if text not in TRANSPORTS:
         raise ValueError("choose 'auto', 'tcp' or 'zmq'")
     return text
-
-
-def check_name(name: str) -> None:
-    """Raise ValueError where this cannot be a variable's name; the system takes more, but no program asks for it."""
-    if not name or not name.isprintable() or "=" in name or " " in name:
-        raise ValueError(f"{name!r} is not a variable's name: letters, digits and underscores make one")
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        raise ValueError(f"{name!r} cannot be written in this locale: use letters, digits and underscores") from None
 
 
 def parse_text(text: str) -> str:

@@ -32,7 +32,7 @@ NOTHING = object()  # the result of a rank that did not report
 
 _REPORT = """\
 import os, pathlib, pickle
-from pmrun import env
+from pmrun import env, init
 
 def report(value):
     path = pathlib.Path(__file__).parent / f"result-{os.environ[env.RANK]}.pickle"

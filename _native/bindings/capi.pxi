@@ -63,9 +63,35 @@ cdef extern from "include/pmr.h" nogil:
     ctypedef struct pmr_request:
         pass
 
+    int PMR_KEY_BYTES
+
+    ctypedef struct pmr_net:
+        pass
+
+    ctypedef struct pmr_net_options:
+        const char *transport
+        const char *bind_address
+        uint32_t rank
+        uint32_t nodes
+        const uint32_t *local_sizes
+        const uint8_t *key
+        uint32_t flows
+        bint encrypt
+        const char *library
+
+    pmr_status pmr_net_open(const pmr_net_options *options, pmr_net **out, pmr_error *error)
+    const char *pmr_net_address(const pmr_net *net)
+    uint32_t pmr_net_ranks(const pmr_net *net)
+    pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error *error)
+    pmr_status pmr_net_probe(pmr_net *net, int64_t timeout_ns, pmr_error *error)
+    void pmr_net_close(pmr_net *net, int64_t timeout_ns)
+    const char *pmr_net_transport_name(size_t index)
+
     ctypedef struct pmr_context_options:
         int window_fd
         uint32_t local_rank
+        pmr_net *net
+        bint reproducible
 
     pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **out, pmr_error *error)
     void pmr_context_close(pmr_context *context)

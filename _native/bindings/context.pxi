@@ -54,8 +54,11 @@ cdef extern from *:
     int pmr_py_fork_watch()
     int pmr_py_interrupted() noexcept nogil
 
+cdef class Net
+
 cdef pmr_context *context_now = NULL
 cdef object world_now = None
+cdef Net net_now = None
 cdef int generations = 0
 
 
@@ -77,7 +80,8 @@ cdef inline int need_context() except -1:
     return 0
 
 
-def open_context(type communicator_type, int window_fd, unsigned int local_rank, int lifeline_fd=-1):
+def open_context(type communicator_type, int window_fd, unsigned int local_rank, int lifeline_fd=-1, *, Net net=None,
+                 bint reproducible=False):
     """Open this process's context and return its world, an instance of `communicator_type`.
 
     Parameters
@@ -91,9 +95,13 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank,
     lifeline_fd : int
         Hangs up when the process that watches over the gang's ranks is gone, where it does not take them with it: waits
         then end with `GangStopped`. Stays the caller's; -1 for none.
+    net : Net or None
+        The network to the other nodes, connected; it is closed with the context.
+    reproducible : bool
+        Sums have the bits of one node on any layout of ranks.
     """
     global lifeline_now, unwatched
-    global context_now, generations, generation_now, world_now
+    global context_now, generations, generation_now, world_now, net_now
     cdef pmr_context_options options
     cdef pmr_context *context = NULL
     cdef pmr_error error
@@ -106,6 +114,8 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank,
         raise MemoryError("no memory to watch for forks")
     options.window_fd = window_fd
     options.local_rank = local_rank
+    options.net = NULL if net is None else net.alive()
+    options.reproducible = reproducible
     clear(&error)
     with nogil:
         status = pmr_context_open(&options, &context, &error)
@@ -116,6 +126,7 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank,
         unwatched = <PyObject *>errors.GangStopped
     pmr_interrupt_hook_set(pmr_py_interrupted)
     context_now = context
+    net_now = net
     generations += 1
     generation_now = generations
     world_now = communicator_wrap(communicator_type, pmr_context_world(context), None)
@@ -124,18 +135,24 @@ def open_context(type communicator_type, int window_fd, unsigned int local_rank,
 
 def close_context():
     """Close the context; every handle is dead afterwards. Does nothing without one, or in a forked child."""
-    global context_now, generation_now, world_now
+    global context_now, generation_now, world_now, net_now
     cdef pmr_context *context = context_now
+    cdef Net net = net_now
     if context == NULL or forked:
         return
     generation_now = 0
     context_now = NULL
     world_now = None
     sites_forget()
-    if inside:
-        return  # a thread of this process still waits in the core: the mapping must outlive it
+    if inside:  # a thread of this process still waits in the core: the mapping and the network must outlive it
+        if net is not None:
+            Py_INCREF(net)
+        return
     with nogil:
         pmr_context_close(context)
+    net_now = None
+    if net is not None:
+        net.close()
     abandoned.clear()
 
 

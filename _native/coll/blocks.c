@@ -123,7 +123,7 @@ static bool reads_possible(pmr_comm *comm)
 {
     pmr_context *context = comm->context;
     for (uint32_t i = 1; i < comm->size && context->remote_reads == PMR_READS_UNKNOWN; i++) {
-        uint32_t peer = comm->local[(comm->rank + i) % comm->size];
+        uint32_t peer = pmr_comm_local(comm, (comm->rank + i) % comm->size);
         if (pmr_window_rank_state(&context->window, peer) == PMR_RANK_ATTACHED)
             context->remote_reads = pmr_remote_try(pmr_window_recorder(&context->window, peer))
                                         ? PMR_READS_POSSIBLE
@@ -162,7 +162,7 @@ pmr_status pmr_blocks_read(const pmr_task *task, uint32_t maker, void *to, uint6
                            pmr_error *error)
 {
     const pmr_comm *comm = task->comm;
-    const pmr_recorder *recorder = pmr_window_recorder(&comm->context->window, comm->local[maker]);
+    const pmr_recorder *recorder = pmr_window_recorder(&comm->context->window, pmr_comm_local(comm, maker));
     pmr_status status = pmr_remote_read(recorder->pid, to, address, bytes, error);
     if (status == PMR_ERR_RANK_FAILED)
         error->rank = (int32_t)pmr_comm_world_rank(comm, maker);

@@ -12,6 +12,7 @@
 #ifndef PMR_COLL_COLL_H
 #define PMR_COLL_COLL_H
 
+#include "coll/schedule.h"
 #include "comm/meet.h"
 
 typedef struct pmr_algorithm {
@@ -23,6 +24,8 @@ typedef struct pmr_algorithm {
     /* Largest message it can do at all, when forced. */
     size_t bytes_max;
     pmr_status (*step)(pmr_task *task, pmr_error *error);
+    /* Instead of `step`, for communicators that span nodes: what each rank does, as data; span_run.c does it. */
+    pmr_builder build;
 } pmr_algorithm;
 
 #define PMR_KIND_BIT(kind) (1u << (kind))
@@ -34,6 +37,22 @@ typedef struct pmr_algorithm {
 
 /* Prepares a task for the call: number, fingerprint, record, algorithm. select.c */
 pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, pmr_error *error);
+/* The same for a call on the inner communicator of the one that `outer` runs on, as a part of that call. */
+void pmr_task_begin_inner(pmr_task *task, const pmr_task *outer, pmr_comm *inner, const pmr_call *call);
+/* Waits until the task, which is pending, may go on. PMR_ERR_STALLED: the deadline passed (error not filled). */
+pmr_status pmr_task_wait(pmr_task *task, int64_t deadline_ns, pmr_error *error);
+/* Nothing can follow on this communicator; the caller's buffers are touched no more. */
+void pmr_task_abandon(pmr_comm *comm);
+
+/* The step of every algorithm that is built as a schedule, and what belongs to it; span_run.c */
+pmr_status pmr_span_step(pmr_task *task, pmr_error *error);
+pmr_status pmr_span_wait(pmr_task *task, int64_t deadline_ns, pmr_error *error);
+void pmr_span_abandon(pmr_comm *comm);
+
+static inline pmr_status pmr_task_step(pmr_task *task, pmr_error *error)
+{
+    return task->algorithm->build ? pmr_span_step(task, error) : task->algorithm->step(task, error);
+}
 /* Its end: the record is closed. */
 void pmr_task_end(pmr_task *task);
 

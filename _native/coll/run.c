@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "coll/coll.h"
+#include "comm/span.h"
 #include "core/clock.h"
 
 /* A queued task with its own copy of the call. */
@@ -56,7 +57,7 @@ static void queue_pop(pmr_comm *comm)
 static void finish_head(pmr_comm *comm, pmr_task *task, pmr_status status, const pmr_error *error)
 {
     if (status)
-        comm->broken = true;
+        pmr_task_abandon(comm);
     else
         pmr_task_end(task);
     comm->running = NULL;
@@ -65,6 +66,17 @@ static void finish_head(pmr_comm *comm, pmr_task *task, pmr_status status, const
     free(task);
     atomic_fetch_sub_explicit(&comm->source.active, 1, memory_order_release);
     pmr_request_complete(request, status, error);
+}
+
+/* Leaves what the task waits for with the driver. */
+static pmr_status want(pmr_task *task, pmr_wants *wants, pmr_error *error)
+{
+    pmr_wants_add(wants, task->want.flag, task->want.target);
+    if (!task->want_network)
+        return PMR_OK;
+    const pmr_span *span = task->comm->span;
+    pmr_wants_add(wants, &span->hub->moves, span->seen + 1);
+    return wants->sleepy ? pmr_hub_arm(span->hub, error) : PMR_OK;
 }
 
 /* Runs the head of the queue as far as it goes, then the next one. */
@@ -78,16 +90,16 @@ static bool poll_queue(pmr_source *source, pmr_wants *wants)
         uint32_t phase = task->phase, step = task->step, cursor = task->cursor;
         pmr_status status =
             comm->broken ? pmr_fail(&error, PMR_ERR_SHUTDOWN, "an earlier call of this communicator failed")
-                         : task->algorithm->step(task, &error);
+                         : pmr_task_step(task, &error);
         if (status == PMR_PENDING) {
             moved = moved || phase != task->phase || step != task->step || cursor != task->cursor;
             if (pmr_flag_reached(task->want.flag, task->want.target))
                 continue;
             status = pmr_comm_check_sometimes(comm, &error);
-            if (!status) {
-                pmr_wants_add(wants, task->want.flag, task->want.target);
+            if (!status)
+                status = want(task, wants, &error);
+            if (!status)
                 return moved;
-            }
         }
         finish_head(comm, task, status, &error);
         moved = true;
@@ -178,12 +190,27 @@ static pmr_status run_queued(pmr_comm *comm, const pmr_call *call, int64_t timeo
     if (status == PMR_ERR_TIMEOUT || status == PMR_ERR_INTERRUPTED) {
         /* The caller's buffers are about to go: nothing of this communicator may run any more. */
         pmr_engine_lock(comm->context->engine);
-        comm->broken = true;
         status = status == PMR_ERR_TIMEOUT && comm->running ? pmr_comm_stalled(comm->running, error) : status;
+        pmr_task_abandon(comm);
         pmr_engine_unlock(comm->context->engine);
     }
     pmr_request_free(request);
     return status;
+}
+
+pmr_status pmr_task_wait(pmr_task *task, int64_t deadline_ns, pmr_error *error)
+{
+    pmr_comm *comm = task->comm;
+    if (comm->span)
+        return pmr_span_wait(task, deadline_ns, error);
+    return pmr_flag_wait(task->want.flag, task->want.target, &comm->policy, &comm->watch, deadline_ns, error);
+}
+
+void pmr_task_abandon(pmr_comm *comm)
+{
+    comm->broken = true;
+    if (comm->span)
+        pmr_span_abandon(comm);
 }
 
 static pmr_status run_slowly(pmr_task *task, pmr_status status, int64_t timeout_ns, pmr_error *error)
@@ -191,10 +218,9 @@ static pmr_status run_slowly(pmr_task *task, pmr_status status, int64_t timeout_
     pmr_comm *comm = task->comm;
     int64_t deadline_ns = timeout_ns == PMR_FOREVER ? PMR_FOREVER : pmr_deadline_ns(timeout_ns);
     while (status == PMR_PENDING) {
-        status = pmr_flag_wait(task->want.flag, task->want.target, &comm->policy, &comm->watch, deadline_ns,
-                               error);
+        status = pmr_task_wait(task, deadline_ns, error);
         if (status == PMR_OK)
-            status = task->algorithm->step(task, error);
+            status = pmr_task_step(task, error);
         else if (status == PMR_ERR_STALLED && !pmr_window_aborted(&comm->context->window, error))
             status = pmr_comm_stalled(task, error);
     }
@@ -210,13 +236,13 @@ pmr_status pmr_coll_run(pmr_comm *comm, const pmr_call *call, int64_t timeout_ns
     if (status)
         return status;
     comm->running = &task;
-    status = task.algorithm->step(&task, error);
+    status = pmr_task_step(&task, error);
     if (status == PMR_PENDING)
         status = run_slowly(&task, status, timeout_ns, error);
-    comm->running = NULL;
     if (status)
-        comm->broken = true;
+        pmr_task_abandon(comm);
     else
         pmr_task_end(&task);
+    comm->running = NULL;
     return status;
 }

@@ -12,7 +12,7 @@
 extern const pmr_algorithm *const __start_pmr_algorithms[];
 extern const pmr_algorithm *const __stop_pmr_algorithms[];
 
-static const pmr_algorithm *forced[PMR_KIND_COUNT];
+static const pmr_algorithm *forced[2][PMR_KIND_COUNT]; /* on one node, and across nodes */
 
 static const char *const kind_names[PMR_KIND_COUNT] = {
     [PMR_BARRIER] = "barrier",
@@ -69,12 +69,12 @@ pmr_status pmr_algorithm_force(pmr_kind kind, const char *name)
     if ((unsigned)kind >= PMR_KIND_COUNT)
         return PMR_ERR_ARGUMENT;
     if (!name) {
-        forced[kind] = NULL;
+        forced[0][kind] = forced[1][kind] = NULL;
         return PMR_OK;
     }
     for (const pmr_algorithm *const *each = __start_pmr_algorithms; each < __stop_pmr_algorithms; each++)
         if (in((*each)->kinds, kind) && strcmp((*each)->name, name) == 0) {
-            forced[kind] = *each;
+            forced[(*each)->build != NULL][kind] = *each;
             return PMR_OK;
         }
     return PMR_ERR_ARGUMENT;
@@ -109,15 +109,18 @@ static void insert_forced(pmr_choices *choices, const pmr_algorithm *algorithm)
 
 static void choose_all(pmr_comm *comm)
 {
+    bool spans = comm->span != NULL;
     for (uint32_t kind = 0; kind < PMR_SEND; kind++) {
         for (const pmr_algorithm *const *each = __start_pmr_algorithms; each < __stop_pmr_algorithms;
              each++) {
-            size_t bytes_max = in((*each)->kinds, kind) ? (*each)->limit(comm, kind) : 0;
+            bool fits = in((*each)->kinds, kind) && ((*each)->build != NULL) == spans;
+            size_t bytes_max = fits ? (*each)->limit(comm, kind) : 0;
             if (bytes_max)
                 insert(&comm->choices[kind], *each, bytes_max);
         }
-        if (forced[kind] && comm->size > 1)
-            insert_forced(&comm->choices[kind], forced[kind]);
+        const pmr_algorithm *wanted = forced[spans][kind];
+        if (wanted && comm->size > 1 && (!spans || wanted->limit(comm, kind)))
+            insert_forced(&comm->choices[kind], wanted);
     }
     comm->chosen = true;
 }
@@ -228,6 +231,27 @@ static void identify(pmr_task *task)
 #endif
 }
 
+/* Numbers the call and chooses its algorithm. */
+static void prepare(pmr_task *task, pmr_comm *comm, const pmr_call *call)
+{
+    if (!comm->chosen)
+        choose_all(comm);
+    task->comm = comm;
+    task->call = call;
+    task->item_bytes = pmr_dtype_size(call->dtype);
+    task->bytes = message_bytes(call, task->item_bytes);
+    task->seq = ++comm->seq;
+    task->phase = 0;
+    task->cursor = 0;
+    task->step = 0;
+    task->want_network = false;
+    const pmr_choices *choices = &comm->choices[call->kind];
+    uint32_t at = 0;
+    while (task->bytes > choices->bytes_max[at])
+        at++;
+    task->algorithm = choices->algorithm[at];
+}
+
 pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, pmr_error *error)
 {
     pmr_status status = check_call(comm, call, error);
@@ -240,23 +264,18 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
                       : pmr_fail(error, PMR_ERR_SHUTDOWN,
                                  "this communicator was left in the middle of an earlier call");
     }
-    if (!comm->chosen)
-        choose_all(comm);
-    task->comm = comm;
-    task->call = call;
-    task->item_bytes = pmr_dtype_size(call->dtype);
-    task->bytes = message_bytes(call, task->item_bytes);
-    task->seq = ++comm->seq;
-    task->phase = 0;
-    task->cursor = 0;
-    task->step = 0;
-    const pmr_choices *choices = &comm->choices[call->kind];
-    uint32_t at = 0;
-    while (task->bytes > choices->bytes_max[at])
-        at++;
-    task->algorithm = choices->algorithm[at];
+    prepare(task, comm, call);
     identify(task);
     return PMR_OK;
+}
+
+void pmr_task_begin_inner(pmr_task *task, const pmr_task *outer, pmr_comm *inner, const pmr_call *call)
+{
+    prepare(task, inner, call);
+    inner->outer_seq[task->seq % PMR_ENTRY_SLOTS] = outer->seq;
+    task->fingerprint = mix(outer->fingerprint, fingerprint_of(inner, call));
+    task->record = outer->record;
+    task->record_number = outer->record_number;
 }
 
 void pmr_task_end(pmr_task *task)

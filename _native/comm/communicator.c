@@ -8,22 +8,12 @@
 
 #include <stdlib.h>
 
-pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, uint32_t rank, uint32_t size,
-                         const uint16_t *local, uint32_t board_index, pmr_comm **out, pmr_error *error)
+#include "comm/span.h"
+
+static void lay_out(pmr_comm *comm, pmr_board *board, uint32_t rank, uint32_t size)
 {
-    pmr_comm *comm = aligned_alloc(PMR_LINE, (sizeof *comm + PMR_LINE - 1) / PMR_LINE * PMR_LINE);
-    uint16_t *members = malloc(size * sizeof *members);
-    if (!comm || !members) {
-        free(members);
-        free(comm);
-        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks", size);
-    }
-    memset(comm, 0, sizeof *comm);
-    memcpy(members, local, size * sizeof *members);
     pmr_board_layout layout = pmr_board_layout_of(size);
     uint8_t *base = (uint8_t *)board;
-    comm->context = context;
-    comm->recorder = context->recorder;
     comm->board = board;
     comm->me = &board->member[rank];
     comm->slots = base + layout.slots;
@@ -34,15 +24,49 @@ pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, ui
     comm->benches = base + layout.benches;
     comm->results = base + layout.results;
     comm->board_bytes = layout.bytes;
+}
+
+pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, uint32_t rank, uint32_t size,
+                         const uint32_t *members, uint32_t board_index, pmr_comm **out, pmr_error *error)
+{
+    pmr_comm *comm = aligned_alloc(PMR_LINE, (sizeof *comm + PMR_LINE - 1) / PMR_LINE * PMR_LINE);
+    uint32_t *own = malloc(size * sizeof *own);
+    if (!comm || !own) {
+        free(own);
+        free(comm);
+        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks", size);
+    }
+    memset(comm, 0, sizeof *comm);
+    memcpy(own, members, size * sizeof *own);
+    comm->context = context;
+    comm->recorder = context->recorder;
+    if (board)
+        lay_out(comm, board, rank, size);
     comm->board_index = board_index;
     comm->id = id;
     comm->rank = rank;
     comm->size = size;
-    comm->local = members;
+    comm->members = own;
     comm->crowded = context->window.header->cpus < size;
     pmr_wait_policy_init(&comm->policy, context->crowded);
     comm->watch = (pmr_watch){
         .abort_state = pmr_window_abort_word(&context->window), .check = pmr_comm_check, .arg = comm};
+    *out = comm;
+    return PMR_OK;
+}
+
+pmr_status pmr_comm_open_span(pmr_context *context, uint32_t id, uint32_t rank, uint32_t size, const uint32_t *members,
+                              pmr_comm *inner, uint32_t board_index, pmr_comm **out, pmr_error *error)
+{
+    pmr_comm *comm = NULL;
+    pmr_status status = pmr_comm_open(context, NULL, id, rank, size, members, board_index, &comm, error);
+    if (status)
+        return status;
+    status = pmr_span_open(comm, inner, error);
+    if (status) {
+        pmr_comm_close(comm);
+        return status;
+    }
     *out = comm;
     return PMR_OK;
 }
@@ -61,7 +85,8 @@ void pmr_comm_close(pmr_comm *comm)
         free(task);
         task = next;
     }
-    free(comm->local);
+    pmr_span_close(comm->span);
+    free(comm->members);
     free(comm);
 }
 
@@ -82,5 +107,10 @@ uint32_t pmr_comm_id(const pmr_comm *comm)
 
 uint32_t pmr_comm_world_rank(const pmr_comm *comm, uint32_t rank)
 {
-    return comm->context->first_rank + comm->local[rank];
+    return comm->members[rank];
+}
+
+const pmr_shape *pmr_comm_shape(const pmr_comm *comm)
+{
+    return &comm->span->shape;
 }

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "comm/board.h"
+#include "comm/shape.h"
 #include "core/heap.h"
 #include "core/recorder.h"
 #include "core/reduce_op.h"
@@ -21,16 +22,17 @@
 #include "core/wait.h"
 #include "core/window.h"
 #include "progress/engine.h"
+#include "progress/hub.h"
 
 #define PMR_BOARDS_MAX 256u /* communicators alive at once on a node, the world not counted */
 
 struct pmr_algorithm;
+struct pmr_span;
 typedef struct pmr_task pmr_task;
 
 /* The head of the shared area: which boards of the pool are taken. */
 typedef struct pmr_pool {
     _Atomic uint64_t taken[PMR_BOARDS_MAX / 64];
-    _Atomic uint32_t made; /* communicators made so far, so that ids differ */
 } pmr_pool;
 
 struct pmr_context {
@@ -42,8 +44,11 @@ struct pmr_context {
     void *p2p_area;
     struct pmr_p2p *p2p;
     pmr_comm *world;
+    pmr_hub *hub; /* NULL: the world is one node */
     char node[PMR_NODE_NAME_BYTES];
     uint32_t first_rank;
+    uint32_t next_comm; /* ids from here on are free on this rank */
+    bool reproducible;  /* the same bits on any layout */
     bool crowded; /* more local ranks than CPUs */
     size_t cache_bytes;
     /* Whether ranks may read each other's private memory: found out at the first use. */
@@ -78,6 +83,10 @@ struct pmr_comm {
     pmr_watch watch;
     /* cold */
     pmr_context *context;
+    struct pmr_span *span; /* of a communicator that spans nodes: it has no board; else NULL */
+    pmr_comm *outer;       /* that this one does the node's part for; else NULL */
+    uint32_t entered;      /* the newest call that was entered; spans only */
+    uint32_t outer_seq[PMR_ENTRY_SLOTS]; /* of the outer's call that a call is part of */
     uint8_t *slots, *staging, *rings, *turn_chunks, *pairs, *benches, *results;
     uint32_t half_busy[2];              /* last call that used that half of this rank's staging */
     size_t slots_head;                  /* where this rank's next slot may begin */
@@ -88,7 +97,7 @@ struct pmr_comm {
     uint32_t chunk_meetings[2];
     int64_t next_check_ns;
     uint32_t id;
-    uint16_t *local;      /* rank -> local rank */
+    uint32_t *members;    /* rank -> world rank */
     uint32_t board_index; /* in the pool; PMR_BOARDS_MAX: the world's own */
     size_t board_bytes;
     pmr_choices choices[PMR_KIND_COUNT];
@@ -102,6 +111,7 @@ struct pmr_task {
     pmr_record *record;
     uint64_t record_number;
     pmr_flag_target want; /* set when a step returns PMR_PENDING */
+    bool want_network;    /* the same: or the network; spans only */
     pmr_reduce_fn reduce;
     size_t item_bytes; /* of one element */
     size_t bytes;      /* of the message: what choices are made by */
@@ -119,6 +129,11 @@ struct pmr_task {
     pmr_task *next;
     pmr_request *request;
 };
+
+static inline uint32_t pmr_comm_local(const pmr_comm *comm, uint32_t rank)
+{
+    return comm->members[rank] - comm->context->first_rank;
+}
 
 /* ---- finding things on the board ---- */
 
@@ -195,8 +210,12 @@ static inline bool pmr_comm_covers(const pmr_comm *comm, const void *data, size_
 
 /* ---- made and ended in communicator.c ---- */
 
+/* `members`: world ranks. Without a board nothing can run on it: pmr_comm_open_span begins so. */
 pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, uint32_t rank, uint32_t size,
-                         const uint16_t *local, uint32_t board_index, pmr_comm **out, pmr_error *error);
+                         const uint32_t *members, uint32_t board_index, pmr_comm **out, pmr_error *error);
+/* One that spans nodes, around that of its ranks on this node, which becomes its own on success. */
+pmr_status pmr_comm_open_span(pmr_context *context, uint32_t id, uint32_t rank, uint32_t size, const uint32_t *members,
+                              pmr_comm *inner, uint32_t board_index, pmr_comm **out, pmr_error *error);
 void pmr_comm_close(pmr_comm *comm);
 size_t pmr_shared_area_bytes(uint32_t ranks);
 
@@ -211,5 +230,19 @@ pmr_status pmr_comm_mismatch(const pmr_task *task, uint32_t rank, pmr_error *err
 pmr_status pmr_comm_check_sometimes(pmr_comm *comm, pmr_error *error);
 /* The call's deadline passed: ends the gang, naming who has not entered. */
 pmr_status pmr_comm_stalled(const pmr_task *task, pmr_error *error);
+/* The gang ends for this reason, here and on other nodes; answers what the abort record says. */
+pmr_status pmr_comm_end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *node, const char *text,
+                             pmr_error *error);
+/* "rank 3: allreduce(float32, 4000 bytes, sum) at train.py:44 in main", of a rank of this node. */
+void pmr_comm_describe(const pmr_comm *comm, uint32_t rank, uint32_t seq, char *out, size_t out_bytes);
+
+/* The shape of a communicator that spans nodes. */
+const pmr_shape *pmr_comm_shape(const pmr_comm *comm);
+
+/* Sums of nodes must not be used: the result's bits would not be those of one node. */
+static inline bool pmr_comm_sums_raw(const pmr_comm *comm)
+{
+    return comm->context->reproducible && !pmr_comm_shape(comm)->canonical;
+}
 
 #endif

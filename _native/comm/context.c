@@ -27,22 +27,59 @@ size_t pmr_shared_area_bytes(uint32_t ranks)
     return POOL_HEAD_BYTES + p2p_bytes(ranks) + pmr_board_layout_of(ranks).bytes;
 }
 
-static pmr_status open_world(pmr_context *context, pmr_error *error)
+/* The ranks of this node, around the board in the shared area. */
+static pmr_status open_node(pmr_context *context, pmr_comm **out, pmr_error *error)
 {
     pmr_window *window = &context->window;
     context->pool = (pmr_pool *)(void *)window->shared;
     context->p2p_area = window->shared + POOL_HEAD_BYTES;
     pmr_board *board = (pmr_board *)(void *)(window->shared + POOL_HEAD_BYTES + p2p_bytes(window->ranks));
-    uint16_t *local = malloc(window->ranks * sizeof *local);
-    if (!local)
-        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks",
-                        window->ranks);
+    uint32_t members[PMR_WINDOW_RANKS_MAX];
     for (uint32_t i = 0; i < window->ranks; i++)
-        local[i] = (uint16_t)i;
-    pmr_status status = pmr_comm_open(context, board, 0, window->local_rank, window->ranks, local,
-                                      PMR_BOARDS_MAX, &context->world, error);
-    free(local);
+        members[i] = context->first_rank + i;
+    return pmr_comm_open(context, board, 0, window->local_rank, window->ranks, members, PMR_BOARDS_MAX, out,
+                         error);
+}
+
+static pmr_status open_world(pmr_context *context, pmr_error *error)
+{
+    pmr_comm *node = NULL;
+    pmr_status status = open_node(context, &node, error);
+    context->next_comm = 1;
+    if (status || !context->hub) {
+        context->world = node;
+        return status;
+    }
+    const pmr_net *net = context->hub->net;
+    uint32_t *members = malloc(net->ranks * sizeof *members);
+    if (!members)
+        status = pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a communicator of %u ranks", net->ranks);
+    for (uint32_t rank = 0; members && rank < net->ranks; rank++)
+        members[rank] = rank;
+    if (!status)
+        status = pmr_comm_open_span(context, 0, net->rank, net->ranks, members, node, PMR_BOARDS_MAX,
+                                    &context->world, error);
+    free(members);
+    if (status)
+        pmr_comm_close(node);
+    else
+        pmr_hub_comms_made(context->hub, context->next_comm);
     return status;
+}
+
+/* The network, where there is more than this node. */
+static pmr_status open_hub(pmr_context *context, const pmr_context_options *options, pmr_error *error)
+{
+    pmr_net *net = options->net;
+    if (!net || net->nodes < 2)
+        return PMR_OK;
+    uint32_t rank = context->first_rank + context->window.local_rank;
+    if (net->rank != rank || pmr_net_node_size(net, net->node) != context->window.ranks)
+        return pmr_fail(error, PMR_ERR_ARGUMENT,
+                        "the network was opened for rank %u of a node with %u ranks, and the node's window says rank %u "
+                        "of %u: start all nodes with one pmrun",
+                        net->rank, pmr_net_node_size(net, net->node), rank, context->window.ranks);
+    return pmr_hub_open(&context->hub, net, &context->window, context->crowded, error);
 }
 
 pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **out, pmr_error *error)
@@ -73,10 +110,14 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     status = pmr_engine_open(&context->engine, context->crowded, error);
     if (status)
         goto err_heap;
-    status = open_world(context, error);
+    context->reproducible = options->reproducible;
+    status = open_hub(context, options, error);
     if (status)
         goto err_engine;
-    status = pmr_p2p_open(&context->p2p, window, context->p2p_area, context->engine, error);
+    status = open_world(context, error);
+    if (status)
+        goto err_hub;
+    status = pmr_p2p_open(&context->p2p, window, context->p2p_area, context->hub, context->engine, error);
     if (status)
         goto err_world;
     pmr_window_rank_state_set(window, window->local_rank, PMR_RANK_ATTACHED);
@@ -85,6 +126,8 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
 
 err_world:
     pmr_comm_close(context->world);
+err_hub:
+    pmr_hub_close(context->hub);
 err_engine:
     pmr_engine_close(context->engine);
 err_heap:
@@ -106,6 +149,8 @@ void pmr_context_close(pmr_context *context)
     context->p2p = NULL;
     pmr_comm_close(context->world);
     context->world = NULL;
+    pmr_hub_close(context->hub);
+    context->hub = NULL;
     context->engine = NULL;
     pmr_window_rank_state_set(&context->window, context->window.local_rank, PMR_RANK_FINISHED);
     pmr_window_close(&context->window);

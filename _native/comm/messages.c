@@ -27,6 +27,12 @@ static pmr_status check_tag(int32_t tag, bool any, pmr_error *error)
     return PMR_OK;
 }
 
+static uint32_t place_of(const pmr_comm *comm, uint32_t rank)
+{
+    uint32_t local = pmr_comm_local(comm, rank), ranks = comm->context->window.ranks;
+    return local < ranks ? local : ranks + comm->members[rank];
+}
+
 static pmr_status fill_out(pmr_comm *comm, const void *data, size_t bytes, int32_t dest, int32_t tag,
                            pmr_p2p_out *out, pmr_error *error)
 {
@@ -37,7 +43,7 @@ static pmr_status fill_out(pmr_comm *comm, const void *data, size_t bytes, int32
         *out = (pmr_p2p_out){.data = data,
                              .bytes = bytes,
                              .comm = comm->id,
-                             .dest_local = comm->local[dest],
+                             .dest = place_of(comm, (uint32_t)dest),
                              .source = (int32_t)comm->rank,
                              .tag = tag};
     return status;
@@ -53,7 +59,7 @@ static pmr_status fill_in(pmr_comm *comm, void *data, size_t bytes, int32_t sour
         *in = (pmr_p2p_in){.data = data,
                            .bytes = bytes,
                            .comm = comm->id,
-                           .source_local = source >= 0 ? comm->local[source] : 0,
+                           .source_place = source >= 0 ? place_of(comm, (uint32_t)source) : 0,
                            .source = source,
                            .tag = tag};
     return status;

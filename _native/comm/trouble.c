@@ -10,31 +10,43 @@
 #include <sched.h>
 #include <stdio.h>
 
-#include "comm/communicator.h"
+#include "comm/span.h"
 #include "core/clock.h"
 
 #define RECORD_WAIT_NS 20000000 /* a record is written in microseconds, unless its writer lost the CPU */
 
 /* Who claimed the record and has not published it yet is writing it, or died while it did: then we tell our
  * own story. */
-static pmr_status end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *text,
-                           pmr_error *error)
+pmr_status pmr_comm_end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *node, const char *text,
+                             pmr_error *error)
 {
     const pmr_window *window = &comm->context->window;
-    pmr_window_abort_gang(window, state, rank, rank >= 0 ? comm->context->node : "", text);
+    pmr_window_abort_gang(window, state, rank, node, text);
     pmr_status status;
     int64_t deadline_ns = pmr_now_ns() + RECORD_WAIT_NS;
     while ((status = pmr_window_aborted(window, error)) == PMR_OK && pmr_now_ns() < deadline_ns)
         sched_yield();
+    if (comm->context->hub)
+        pmr_hub_tell_abort(comm->context->hub);
     if (status)
         return status;
     status = pmr_fail(error, pmr_window_abort_status(state), "%s", text);
     if (error) {
         error->rank = rank;
-        if (rank >= 0)
-            memcpy(error->node, comm->context->node, sizeof error->node);
+        snprintf(error->node, sizeof error->node, "%s", node);
     }
     return status;
+}
+
+static pmr_status end_gang(const pmr_comm *comm, uint32_t state, int32_t rank, const char *text, pmr_error *error)
+{
+    return pmr_comm_end_gang(comm, state, rank, rank >= 0 ? comm->context->node : "", text, error);
+}
+
+/* Calls of a communicator that does the node's part for another are told as the other's. */
+static uint32_t told_seq(const pmr_comm *comm, uint32_t seq)
+{
+    return comm->outer ? comm->outer_seq[seq % PMR_ENTRY_SLOTS] : seq;
 }
 
 static int32_t world_rank(const pmr_comm *comm, uint32_t rank)
@@ -59,11 +71,11 @@ static const char *without(pmr_form form)
 
 /* "rank 3: allreduce(float32, 4000 bytes, sum) at train.py:44 in main". Of a call that is part of another one
  * only what the user said is told: "broadcast_object(root 0)". */
-static void describe_call(const pmr_comm *comm, uint32_t rank, uint32_t seq, char *out, size_t out_bytes)
+void pmr_comm_describe(const pmr_comm *comm, uint32_t rank, uint32_t seq, char *out, size_t out_bytes)
 {
-    const pmr_recorder *recorder = pmr_window_recorder(&comm->context->window, comm->local[rank]);
+    const pmr_recorder *recorder = pmr_window_recorder(&comm->context->window, pmr_comm_local(comm, rank));
     pmr_record record;
-    if (!pmr_recorder_find(recorder, comm->id, seq, &record)) {
+    if (!pmr_recorder_find(recorder, comm->id, told_seq(comm, seq), &record)) {
         snprintf(out, out_bytes, "rank %d: another call", world_rank(comm, rank));
         return;
     }
@@ -103,10 +115,10 @@ pmr_status pmr_comm_mismatch(const pmr_task *task, uint32_t rank, pmr_error *err
     const pmr_comm *comm = task->comm;
     uint32_t seq = first_difference(comm, rank, task->seq);
     char theirs[330], ours[330], text[PMR_ERROR_TEXT_BYTES];
-    describe_call(comm, rank, seq, theirs, sizeof theirs);
-    describe_call(comm, comm->rank, seq, ours, sizeof ours);
+    pmr_comm_describe(comm, rank, seq, theirs, sizeof theirs);
+    pmr_comm_describe(comm, comm->rank, seq, ours, sizeof ours);
     bool first = rank < comm->rank;
-    snprintf(text, sizeof text, "call %u of the communicator differs: %s; %s", seq, first ? theirs : ours,
+    snprintf(text, sizeof text, "call %u of the communicator differs: %s; %s", told_seq(comm, seq), first ? theirs : ours,
              first ? ours : theirs);
     return end_gang(comm, PMR_ABORT_MISMATCH, world_rank(comm, rank), text, error);
 }
@@ -119,6 +131,8 @@ static bool has_entered(const pmr_comm *comm, uint32_t rank, uint32_t seq)
 pmr_status pmr_comm_stalled(const pmr_task *task, pmr_error *error)
 {
     const pmr_comm *comm = task->comm;
+    if (comm->span)
+        return pmr_span_stalled(task, error);
     char missing[160] = "";
     int32_t first = -1;
     size_t used = 0;
@@ -132,7 +146,7 @@ pmr_status pmr_comm_stalled(const pmr_task *task, pmr_error *error)
                                      world_rank(comm, rank));
     }
     char ours[330], text[PMR_ERROR_TEXT_BYTES];
-    describe_call(comm, comm->rank, task->seq, ours, sizeof ours);
+    pmr_comm_describe(comm, comm->rank, task->seq, ours, sizeof ours);
     if (first >= 0)
         snprintf(text, sizeof text, "timed out; not entered by rank(s) %s; waiting is %s", missing, ours);
     else
@@ -147,21 +161,21 @@ static pmr_status find_departed(const pmr_comm *comm, const pmr_task *task, pmr_
     const pmr_window *window = &comm->context->window;
     uint32_t worst = PMR_RANK_ABSENT;
     for (uint32_t rank = 0; rank < comm->size; rank++) {
-        uint32_t state = pmr_window_rank_state(window, comm->local[rank]);
+        uint32_t state = pmr_window_rank_state(window, pmr_comm_local(comm, rank));
         worst = state > worst ? state : worst;
     }
     for (uint32_t rank = 0; rank < comm->size && worst >= PMR_RANK_FINISHED; rank++) {
-        uint32_t state = pmr_window_rank_state(window, comm->local[rank]);
+        uint32_t state = pmr_window_rank_state(window, pmr_comm_local(comm, rank));
         if (state < PMR_RANK_FINISHED || (worst == PMR_RANK_FAILED && state != worst))
             continue;
         bool entered = has_entered(comm, rank, task->seq);
         pmr_record record;
-        if (entered && (!pmr_recorder_find(pmr_window_recorder(window, comm->local[rank]), comm->id,
-                                           task->seq, &record) ||
+        if (entered && (!pmr_recorder_find(pmr_window_recorder(window, pmr_comm_local(comm, rank)), comm->id,
+                                           told_seq(comm, task->seq), &record) ||
                         record.done_ticks != 0))
             continue; /* it did its part */
         char ours[330], text[PMR_ERROR_TEXT_BYTES];
-        describe_call(comm, comm->rank, task->seq, ours, sizeof ours);
+        pmr_comm_describe(comm, comm->rank, task->seq, ours, sizeof ours);
         snprintf(text, sizeof text, "%s %s the call that the others wait in; %s",
                  state == PMR_RANK_FINISHED ? "it ended (its script, sys.exit or pm.shutdown())"
                  : state == PMR_RANK_LEFT   ? "it ended with exit code 0"
@@ -178,6 +192,8 @@ pmr_status pmr_comm_check_quiet(pmr_comm *comm, pmr_error *error)
     const pmr_task *task = comm->running;
     if (status || !task)
         return status;
+    if (comm->span)
+        return pmr_span_check(comm, error);
     for (uint32_t rank = 0; rank < comm->size; rank++) {
         const pmr_entry *entry = pmr_comm_entry(comm, rank, task->seq);
         if (atomic_load_explicit(&entry->seq.value, memory_order_acquire) == task->seq &&

@@ -41,7 +41,8 @@ const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site)
     return site > 0 && site < recorder->sites ? recorder->site[site] : "an unknown place";
 }
 
-bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out)
+/* The newest record of a collective on `comm`, of call `seq` unless that is 0. */
+static bool find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out)
 {
     uint64_t newest = __atomic_load_n(&recorder->count, __ATOMIC_RELAXED);
     atomic_thread_fence(memory_order_acquire);
@@ -50,9 +51,19 @@ bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq
         const pmr_record *record = &recorder->record[number % PMR_RECORDER_ENTRIES];
         *out = *record;
         atomic_thread_fence(memory_order_acquire);
-        if (out->number == number && record->number == number && out->comm == comm && out->seq == seq &&
-            out->kind < PMR_SEND)
+        if (out->number == number && record->number == number && out->comm == comm && out->kind < PMR_SEND &&
+            (seq == 0 || out->seq == seq))
             return true;
     }
     return false;
+}
+
+bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out)
+{
+    return seq != 0 && find(recorder, comm, seq, out);
+}
+
+bool pmr_recorder_newest(const pmr_recorder *recorder, uint32_t comm, pmr_record *out)
+{
+    return find(recorder, comm, 0, out);
 }

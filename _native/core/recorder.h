@@ -25,6 +25,9 @@ const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site);
 /* The newest record of call `seq` on communicator `comm`. False: already overwritten, or never entered. */
 bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out);
 
+/* The newest record of a collective on that communicator. False: none is kept. */
+bool pmr_recorder_newest(const pmr_recorder *recorder, uint32_t comm, pmr_record *out);
+
 /* The caller fills the rest of the record, then `pmr_recorder_publish`es it. Threads of a process, each with
  * a communicator of its own, may do so at once. */
 static inline pmr_record *pmr_recorder_next(pmr_recorder *recorder)

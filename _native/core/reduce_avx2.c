@@ -22,7 +22,7 @@
 #endif
 
 #define PMR_SET_LANES 8
-#define PMR_SET_TABLE pmr_reduce_table_avx2
+#define PMR_SET pmr_reduce_set_avx2
 #include "core/reduce_kernels.inc"
 
 #if defined(__clang__)

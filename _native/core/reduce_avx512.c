@@ -25,7 +25,7 @@
 
 #define PMR_SET_LANES 16
 #define PMR_SET_WITHOUT_FUSION "no-avx512f,no-fma"
-#define PMR_SET_TABLE pmr_reduce_table_avx512
+#define PMR_SET pmr_reduce_set_avx512
 #include "core/reduce_kernels.inc"
 
 #if defined(__clang__)

@@ -26,4 +26,17 @@ pmr_reduce_fn pmr_reduce_lookup(pmr_op op, pmr_dtype dtype);
 void pmr_reduce_push(pmr_reduce_fn reduce, pmr_dtype dtype, void *const *dst, uint32_t ndst,
                      const void *const *src, uint32_t nsrc, size_t count);
 
+/* ---- a reduction in parts, by those who cannot see all sources ----
+ *
+ * Partial sums of neighbouring groups of sources are joined two by two, with pmr_reduce_lookup(pmr_partial_op(op),
+ * pmr_partial_dtype(op, dtype)); 16-bit floats are widened before, and the result is finished once. Where the groups
+ * are subtrees of the canonical tree the bits are those of the whole reduction at once. */
+pmr_dtype pmr_partial_dtype(pmr_op op, pmr_dtype dtype);
+pmr_op pmr_partial_op(pmr_op op);
+/* float16 or bfloat16 to float32. */
+void pmr_partial_widen(pmr_dtype dtype, void *dst, const void *src, size_t count);
+/* Divides (PMR_AVG, by `ranks`) and rounds (16-bit floats); for those alone. dst may be `partial`, whose contents are
+ * lost in any case. */
+void pmr_partial_finish(pmr_op op, pmr_dtype dtype, void *dst, void *partial, uint32_t ranks, size_t count);
+
 #endif

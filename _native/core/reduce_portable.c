@@ -10,5 +10,5 @@
 
 #include "core/reduce_tree.h"
 
-#define PMR_SET_TABLE pmr_reduce_table_portable
+#define PMR_SET pmr_reduce_set_portable
 #include "core/reduce_kernels.inc"

@@ -38,9 +38,22 @@ void pmr_reduce_tree_mean(const pmr_reduce_kernel *kernel, void *dst, const void
 
 typedef pmr_reduce_fn pmr_reduce_table[PMR_OP_COUNT][PMR_DTYPE_COUNT];
 
-extern const pmr_reduce_table pmr_reduce_table_portable;
+/* The ends of a reduction whose partial sums are seen: into float32 and out of it, by type (float16, bfloat16), and
+ * the mean, by width (float32, float64). */
+typedef struct pmr_reduce_ends {
+    pmr_reduce_body widen[2], narrow[2];
+    pmr_reduce_divide divide[2];
+} pmr_reduce_ends;
+
+/* What a kernel set consists of. */
+typedef struct pmr_reduce_set {
+    pmr_reduce_table table;
+    pmr_reduce_ends ends;
+} pmr_reduce_set;
+
+extern const pmr_reduce_set pmr_reduce_set_portable;
 #if defined(__x86_64__)
-extern const pmr_reduce_table pmr_reduce_table_avx2, pmr_reduce_table_avx512;
+extern const pmr_reduce_set pmr_reduce_set_avx2, pmr_reduce_set_avx512;
 #endif
 
 #endif

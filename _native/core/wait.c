@@ -57,6 +57,7 @@ void pmr_wait_policy_init(pmr_wait_policy *policy, bool oversubscribed)
     policy->spins_max = oversubscribed ? 0 : SPINS_MAX;
     policy->spins = policy->spins_max;
     policy->yields = oversubscribed ? YIELDS_SHARED : YIELDS_DEDICATED;
+    policy->polls = 0;
 }
 
 static bool aborted(const pmr_watch *watch)

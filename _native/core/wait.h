@@ -19,6 +19,7 @@ typedef struct pmr_wait_policy {
     uint32_t spins_max; /* 0: never spin */
     uint32_t spins;     /* now: halves when spinning was in vain, doubles when it was not */
     uint32_t yields;
+    uint32_t polls;     /* the same for polls of the network; 0: not tried yet (progress/hub.c) */
 } pmr_wait_policy;
 
 /* What can end a wait besides the flag. `check` is called before the first sleep and after each slice. */

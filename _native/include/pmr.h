@@ -72,6 +72,48 @@ const char *pmr_dtype_name(pmr_dtype dtype);
 const char *pmr_op_name(pmr_op op);
 bool pmr_op_defined(pmr_op op, pmr_dtype dtype);
 
+/* ---- the network between nodes ---- */
+
+#define PMR_KEY_BYTES 32
+#define PMR_ADDRESS_BYTES 128
+
+typedef struct pmr_net pmr_net;
+
+typedef struct pmr_net_options {
+    const char *transport;          /* "tcp", ...: pmr_net_transport_name tells all */
+    const char *bind_address;       /* of this node: what the other nodes reach it by; no name, and no port */
+    uint32_t rank;                  /* in the world */
+    uint32_t nodes;
+    const uint32_t *local_sizes;    /* ranks per node; ranks are numbered node after node */
+    const uint8_t *key;             /* PMR_KEY_BYTES that all ranks of this attempt share, and nobody else has */
+    uint32_t flows;                 /* connections per pair of ranks for large messages; 0: the transport's choice */
+    bool encrypt;
+    const char *library;            /* of a transport that loads one: its path; else NULL */
+} pmr_net_options;
+
+/* Binds a port of the system's choice and listens. After failure *out is NULL and nothing is held. The key is copied. */
+pmr_status pmr_net_open(const pmr_net_options *options, pmr_net **out, pmr_error *error);
+
+/* What the other ranks need to reach this one: a line of text of less than PMR_ADDRESS_BYTES, good as long as the net. */
+const char *pmr_net_address(const pmr_net *net);
+
+/* How many ranks the layout has. */
+uint32_t pmr_net_ranks(const pmr_net *net);
+
+/* The addresses of all ranks of the world, in their order. Once; connections are made when they are used first. */
+pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error *error);
+
+/* Before there is a context: the first ranks of all nodes send each other 64 KiB and wait for the other's, so that a
+ * path that lets connections through and no data is found now, and the two nodes named. Others return at once. */
+pmr_status pmr_net_probe(pmr_net *net, int64_t timeout_ns, pmr_error *error);
+
+/* Sends what is queued, for at most timeout_ns, and ends. Accepts NULL. Not while a context uses it. Does nothing in a
+ * child that was made by fork. */
+void pmr_net_close(pmr_net *net, int64_t timeout_ns);
+
+/* Names of all transports, in the registry's order; NULL past the end. */
+const char *pmr_net_transport_name(size_t index);
+
 /* ---- context ---- */
 
 typedef struct pmr_context pmr_context;
@@ -81,6 +123,9 @@ typedef struct pmr_request pmr_request;
 typedef struct pmr_context_options {
     int window_fd;              /* the node's window, inherited from the agent; -1: a world of one */
     uint32_t local_rank;        /* this rank's place in the window */
+    pmr_net *net;               /* connected, of more than one node; NULL: the world is one node. Stays the caller's, and
+                                 * open as long as the context */
+    bool reproducible;          /* sums have the bits of one node on any layout of ranks */
 } pmr_context_options;
 
 /* Maps the window and every local rank's heap. After failure *out is NULL and nothing is held. The fd stays

@@ -56,6 +56,7 @@ static bool pass(pmr_engine *engine, pmr_wants *wants)
 static bool drive(pmr_engine *engine, pmr_wants *wants, bool sleepy)
 {
     pthread_mutex_lock(&engine->driving);
+    wants->sleepy = sleepy;
     bool moved = pass(engine, wants);
     if (!moved && sleepy)
         atomic_fetch_add(&engine->sleepers, 1);
@@ -193,7 +194,7 @@ void pmr_engine_drive(pmr_engine *engine)
 {
     if (pthread_mutex_trylock(&engine->driving))
         return;
-    pmr_wants wants;
+    pmr_wants wants = {.sleepy = false};
     pass(engine, &wants);
     pthread_mutex_unlock(&engine->driving);
 }

@@ -17,6 +17,7 @@
 typedef struct pmr_wants {
     pmr_flag_target flag[PMR_WAIT_FLAGS_MAX];
     uint32_t count;
+    bool sleepy; /* the driver is about to sleep on the flags: what raises them only when asked to has to be asked */
 } pmr_wants;
 
 static inline void pmr_wants_add(pmr_wants *wants, pmr_flag *flag, uint32_t target)

@@ -9,11 +9,13 @@
  */
 #include "progress/p2p.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/clock.h"
 #include "core/status.h"
+#include "progress/p2p_net.h"
 #include "progress/p2p_state.h"
 #include "transport/shm.h"
 
@@ -23,6 +25,7 @@
 #define PASSES_PER_LOOK 256u                    /* passes that moved something between two looks at the deadline */
 #define WAKES_PER_LOOK 64u                      /* wake-ups, the same */
 #define SWEEP_INTERVAL_NS 20000000
+#define LOOKS_BEFORE_SLEEP 32u
 
 /* ---- open and close ---- */
 
@@ -39,29 +42,38 @@ static size_t credit_for(uint32_t ranks)
     return share < CREDIT_BYTES_MIN ? CREDIT_BYTES_MIN : share > CREDIT_BYTES_MAX ? CREDIT_BYTES_MAX : share;
 }
 
-pmr_status pmr_p2p_open(pmr_p2p **out, const pmr_window *window, void *area, pmr_engine *engine, pmr_error *error)
+pmr_status pmr_p2p_open(pmr_p2p **out, const pmr_window *window, void *area, pmr_hub *hub, pmr_engine *engine,
+                        pmr_error *error)
 {
-    pmr_p2p *p2p = calloc(1, sizeof *p2p + window->ranks * sizeof(pmr_p2p_peer));
+    uint32_t places = window->ranks + (hub ? hub->net->ranks : 0);
+    pmr_p2p *p2p = calloc(1, sizeof *p2p + places * sizeof(pmr_p2p_peer));
     if (!p2p)
-        return pmr_fail(error, PMR_ERR_NO_MEMORY, "no memory for the message queues of %u ranks", window->ranks);
+        return pmr_fail(error, PMR_ERR_NO_MEMORY, "no memory for the message queues of %u ranks", places);
     pmr_status status = pmr_shm_open(&p2p->transport, area, window->ranks, window->local_rank, error);
+    if (!status && hub) {
+        status = pmr_p2p_net_open(&p2p->far, hub, error);
+        if (status)
+            p2p->transport->ops->close(p2p->transport);
+    }
     if (status) {
         free(p2p);
         return status;
     }
     pthread_mutex_init(&p2p->lock, NULL);
+    p2p->hub = hub;
+    p2p->places = places;
     p2p->window = window;
     p2p->engine = engine;
     p2p->ranks = window->ranks;
     p2p->me = window->local_rank;
     p2p->first_rank = (int32_t)window->header->first_rank;
-    p2p->credit_bytes = credit_for(window->ranks);
+    p2p->credit_bytes = credit_for(places);
     pmr_link_init(&p2p->busy);
     pmr_link_init(&p2p->todo);
     pmr_link_init(&p2p->parked);
     pmr_link_init(&p2p->pool);
     pmr_match_init(&p2p->match);
-    for (uint32_t peer = 0; peer < p2p->ranks; peer++) {
+    for (uint32_t peer = 0; peer < places; peer++) {
         pmr_link_init(&p2p->peers[peer].queue);
         pmr_link_init(&p2p->peers[peer].busy_link);
     }
@@ -92,6 +104,8 @@ void pmr_p2p_close(pmr_p2p *p2p)
         free(op);
     }
     p2p->transport->ops->close(p2p->transport);
+    if (p2p->far)
+        p2p->far->ops->close(p2p->far);
     pthread_mutex_destroy(&p2p->lock);
     free(p2p);
 }
@@ -117,12 +131,21 @@ static uint32_t inbox_now(const pmr_p2p *p2p)
     return atomic_load_explicit(&p2p->transport->inbox->value, memory_order_acquire);
 }
 
+/* The same for the network. */
+static uint32_t far_now(const pmr_p2p *p2p)
+{
+    return p2p->hub ? pmr_hub_moves(p2p->hub) : 0;
+}
+
 static bool poll_source(pmr_source *source, pmr_wants *wants)
 {
     pmr_p2p *p2p = PMR_MEMBER_OF(source, pmr_p2p, source);
     lock(p2p);
     pmr_wants_add(wants, p2p->transport->inbox, inbox_now(p2p) + 1);
+    if (p2p->hub)
+        pmr_wants_add(wants, &p2p->hub->moves, far_now(p2p) + 1);
     p2p->polling = true;
+    p2p->looks_far = true;
     bool moved = pmr_p2p_drive(p2p);
     int64_t now = pmr_now_ns();
     if (!moved && now >= p2p->sweep_due_ns) {
@@ -136,6 +159,8 @@ static bool poll_source(pmr_source *source, pmr_wants *wants)
         moved = true;
     }
     unlock(p2p);
+    if (!moved && p2p->hub && wants->sleepy)
+        pmr_hub_arm(p2p->hub, NULL); /* without the thread, sleepers look again after a slice */
     return moved;
 }
 
@@ -159,21 +184,73 @@ static pmr_status look(void *arg, pmr_error *error)
     return !status && self->lost ? PMR_ERR_RANK_FAILED : status;
 }
 
+/* What this rank's inbox and the network had moved when a pass began. */
+typedef struct sighting {
+    uint32_t inbox, far;
+} sighting;
+
+static sighting look_now(const pmr_p2p *p2p)
+{
+    return (sighting){.inbox = inbox_now(p2p), .far = far_now(p2p)};
+}
+
+/* Waits for this node and for others: a while by looking, then asleep on two flags, one of which the hub's watcher raises.
+ * May return early. */
+static pmr_status wait_for_both(pmr_p2p *p2p, sighting seen, const pmr_watch *watch, const pmr_p2p_wait *wait,
+                                pmr_error *error)
+{
+    pmr_flag_target targets[2] = {{p2p->transport->inbox, seen.inbox + 1}, {&p2p->hub->moves, seen.far + 1}};
+    for (uint32_t i = 0; i < LOOKS_BEFORE_SLEEP; i++) {
+        if (pmr_flag_reached(targets[0].flag, targets[0].target) || pmr_flag_reached(targets[1].flag, targets[1].target) ||
+            pmr_p2p_net_poll(p2p->far))
+            return PMR_OK;
+        sched_yield();
+    }
+    pmr_status status = watch->check(watch->arg, error);
+    int64_t now = pmr_now_ns();
+    if (!status && now >= wait->deadline_ns)
+        status = PMR_ERR_STALLED;
+    if (!status)
+        status = pmr_hub_arm(p2p->hub, error);
+    int64_t slice_end = now + PMR_WAIT_SLICE_NS;
+    if (!status)
+        pmr_flags_sleep(targets, 2, slice_end < wait->deadline_ns ? slice_end : wait->deadline_ns);
+    return status;
+}
+
+/* Where what the caller waits for can come from: another node alone, both, or (neither) this one alone. */
+static bool waits_far(const pmr_p2p *p2p, const lookout *lookout, bool *near_out)
+{
+    bool far = false;
+    *near_out = false;
+    for (uint32_t i = 0; i < lookout->count; i++) {
+        bool any = lookout->peers[i] == PMR_NO_PEER;
+        far = far || (p2p->hub && (any || pmr_p2p_is_far(p2p, lookout->peers[i])));
+        *near_out = *near_out || any || !pmr_p2p_is_far(p2p, lookout->peers[i]);
+    }
+    return far;
+}
+
 /* With the lock: waits without it until there may be something to do. `busy`: there is, so only look around. */
-static pmr_status wait_inbox(pmr_p2p *p2p, uint32_t seen, bool busy, lookout *lookout, const pmr_p2p_wait *wait,
+static pmr_status wait_inbox(pmr_p2p *p2p, sighting seen, bool busy, lookout *lookout, const pmr_p2p_wait *wait,
                              pmr_error *error)
 {
     pmr_watch watch = {.abort_state = lookout->outer->abort_state, .check = look, .arg = lookout};
     lookout->lost = false;
     lookout->told = false;
+    bool near, far = waits_far(p2p, lookout, &near);
     unlock(p2p);
     pmr_status status;
     if (busy) {
         status = look(lookout, error);
         if (!status && pmr_now_ns() >= wait->deadline_ns)
             status = PMR_ERR_STALLED;
+    } else if (!far) {
+        status = pmr_flag_wait(p2p->transport->inbox, seen.inbox + 1, wait->policy, &watch, wait->deadline_ns, error);
+    } else if (!near) {
+        status = pmr_hub_wait(p2p->hub, seen.far, wait->policy, &watch, wait->deadline_ns, error);
     } else {
-        status = pmr_flag_wait(p2p->transport->inbox, seen + 1, wait->policy, &watch, wait->deadline_ns, error);
+        status = wait_for_both(p2p, seen, &watch, wait, error);
     }
     lock(p2p);
     return status;
@@ -226,6 +303,7 @@ static pmr_status give_up(pmr_p2p *p2p, pmr_transfer *ops, uint32_t count, pmr_s
             status = fail_timeout(&ops[i], error);
         pmr_transfer_withdraw(p2p, &ops[i]);
     }
+    p2p->looks_far = true;
     pmr_p2p_drive(p2p); /* the farewells */
     return status;
 }
@@ -243,6 +321,15 @@ static pmr_status find_hopeless(pmr_p2p *p2p, const pmr_transfer *ops, uint32_t 
     return PMR_OK;
 }
 
+/* Some unfinished operation is with another node, or may be. */
+static bool is_far(const pmr_p2p *p2p, const pmr_transfer *ops, uint32_t count)
+{
+    bool far = false;
+    for (uint32_t i = 0; i < count; i++)
+        far = far || (ops[i].state != PMR_TRANSFER_DONE && ops[i].peer >= p2p->ranks);
+    return far;
+}
+
 /* With the lock, which it gives back: waits until all `ops` of `waiter` are done. */
 static pmr_status wait_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter, pmr_transfer *ops, uint32_t count,
                            const pmr_p2p_wait *wait, pmr_error *error)
@@ -251,7 +338,8 @@ static pmr_status wait_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter, pmr_transfer *o
     lookout lookout = {.p2p = p2p, .outer = wait->watch};
     p2p->driver = NULL;
     for (uint32_t wakes = 1; waiter->left; wakes++) {
-        uint32_t seen = inbox_now(p2p);
+        sighting seen = look_now(p2p);
+        p2p->looks_far = is_far(p2p, ops, count);
         bool busy = drive_for(p2p, waiter) || wakes % WAKES_PER_LOOK == 0;
         if (!waiter->left)
             break;
@@ -282,7 +370,7 @@ static pmr_status wait_for(pmr_p2p *p2p, pmr_p2p_waiter *waiter, pmr_transfer *o
 
 static pmr_transfer send_op(const pmr_p2p_out *out)
 {
-    pmr_transfer op = {.peer = out->dest_local, .bytes = out->bytes};
+    pmr_transfer op = {.peer = out->dest, .bytes = out->bytes};
     op.data = (uint8_t *)(uintptr_t)out->data; /* only read */
     op.posted.pattern = (pmr_pattern){out->comm, out->source, out->tag};
     return op;
@@ -290,7 +378,7 @@ static pmr_transfer send_op(const pmr_p2p_out *out)
 
 static pmr_transfer recv_op(const pmr_p2p_in *in)
 {
-    pmr_transfer op = {.peer = in->source == PMR_ANY_SOURCE ? PMR_NO_PEER : in->source_local, .bytes = in->bytes};
+    pmr_transfer op = {.peer = in->source == PMR_ANY_SOURCE ? PMR_NO_PEER : in->source_place, .bytes = in->bytes};
     op.data = in->data;
     op.posted.pattern = (pmr_pattern){in->comm, in->source, in->tag};
     return op;
@@ -348,13 +436,14 @@ pmr_status pmr_p2p_probe(pmr_p2p *p2p, const pmr_p2p_in *in, const pmr_p2p_wait 
 {
     pmr_pattern pattern = {in->comm, in->source, in->tag};
     lookout lookout = {.p2p = p2p, .outer = wait->watch, .count = 1};
-    lookout.peers[0] = in->source == PMR_ANY_SOURCE ? PMR_NO_PEER : in->source_local;
+    lookout.peers[0] = in->source == PMR_ANY_SOURCE ? PMR_NO_PEER : in->source_place;
     pmr_status ended = PMR_OK;
     pmr_unexpected *found;
     lock(p2p);
     for (;;) {
-        uint32_t seen = inbox_now(p2p);
+        sighting seen = look_now(p2p);
         bool moved = true;
+        p2p->looks_far = lookout.peers[0] >= p2p->ranks;
         found = pmr_match_find(&p2p->match, &pattern);
         for (uint32_t i = 0; !found && moved && i < PASSES_PER_LOOK; i++) {
             moved = pmr_p2p_drive(p2p);
@@ -362,7 +451,7 @@ pmr_status pmr_p2p_probe(pmr_p2p *p2p, const pmr_p2p_in *in, const pmr_p2p_wait 
         }
         if (found || ended || wait->deadline_ns == 0)
             break;
-        if (in->source != PMR_ANY_SOURCE && in->source_local == p2p->me) {
+        if (in->source != PMR_ANY_SOURCE && in->source_place == p2p->me) {
             ended = pmr_fail(error, PMR_ERR_ARGUMENT, "a blocking probe for a message of this rank to itself (tag %d) "
                              "would never end: nothing that fits was sent", in->tag);
             break;
@@ -432,6 +521,7 @@ static pmr_status start(pmr_p2p *p2p, const pmr_transfer *draft, void (*begin)(p
     pmr_link_init(&op->link);
     begin(p2p, op);
     uint64_t token = op->token;
+    p2p->looks_far = true;
     if (op->state != PMR_TRANSFER_DONE && op->peer != p2p->me)
         pmr_p2p_drive(p2p);
     bool left = op->state != PMR_TRANSFER_DONE;

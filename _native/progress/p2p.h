@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * p2p.h: messages between the ranks of one node.
+ * p2p.h: messages between two ranks.
  *
- * One `pmr_p2p` per process serves all its communicators. It knows local ranks (places in the window) and, as part
- * of the envelope, what the communicator calls the sender; translating is the caller's part (comm/). Several threads
+ * One `pmr_p2p` per process serves all its communicators. It knows *places*: of this node's ranks those in the window, of
+ * others the number of this node's ranks plus their world rank; and, as part of the envelope, what the communicator calls
+ * the sender. Translating is the caller's part (comm/). Several threads
  * may use one handle. Blocking calls and the progress engine drive the same queues under one lock, so each of them
  * also moves everything else that is under way in this process.
  *
  * Three ways to travel, chosen by the sender:
  *   eager        small, and the peer has not too much of ours unmatched: copied into the ring; complete at once.
- *   by fragments larger, from private memory: announced; once the receive matches, copied through the ring.
+ *   by fragments larger, from private memory or to another node: announced; once the receive matches, copied through
+ *                the ring, or sent in packets, some of which are on their way at a time.
  *   in place     larger, from the window's heap: announced with its offset; the receiver copies from there; the send
  *                completes when that is done.
  * Only eager messages take memory before they match: at most about 64 MiB per rank; and since rings are always drained,
@@ -28,15 +30,17 @@
 #include "core/wait.h"
 #include "core/window.h"
 #include "progress/engine.h"
+#include "progress/hub.h"
 
 typedef struct pmr_p2p pmr_p2p;
 
 /* Bytes of the shared area for that many local ranks: sparse, a multiple of the page size, zero at the start. */
 size_t pmr_p2p_area_bytes(uint32_t ranks);
 
-/* `window` tells this rank's place, the heaps, and who is gone; `area` is page aligned. Both, and `engine`, must
- * outlive the handle. `engine` may be NULL where nobody starts nonblocking operations. */
-pmr_status pmr_p2p_open(pmr_p2p **out, const pmr_window *window, void *area, pmr_engine *engine, pmr_error *error);
+/* `window` tells this rank's place, the heaps, and who is gone; `area` is page aligned; `hub` is the way to other nodes, or
+ * NULL. All, and `engine`, must outlive the handle. `engine` may be NULL where nobody starts nonblocking operations. */
+pmr_status pmr_p2p_open(pmr_p2p **out, const pmr_window *window, void *area, pmr_hub *hub, pmr_engine *engine,
+                        pmr_error *error);
 
 /* Ends open requests with PMR_ERR_SHUTDOWN. No blocking call may be under way; the engine's thread must have stopped.
  * Accepts NULL. */
@@ -47,7 +51,7 @@ typedef struct pmr_p2p_out {
     const void *data;
     size_t bytes;
     uint32_t comm;          /* the communicator's id */
-    uint32_t dest_local;
+    uint32_t dest;          /* its place */
     int32_t source;         /* this rank as the communicator numbers it: what the receiver matches */
     int32_t tag;            /* 0..PMR_TAG_MAX; library tags lie above and are never matched by PMR_ANY_TAG */
 } pmr_p2p_out;
@@ -57,7 +61,7 @@ typedef struct pmr_p2p_in {
     void *data;
     size_t bytes;           /* room */
     uint32_t comm;
-    uint32_t source_local;  /* of `source`; anything when source is PMR_ANY_SOURCE */
+    uint32_t source_place;  /* of `source`; anything when source is PMR_ANY_SOURCE */
     int32_t source;         /* rank in the communicator, or PMR_ANY_SOURCE */
     int32_t tag;            /* or PMR_ANY_TAG */
 } pmr_p2p_in;

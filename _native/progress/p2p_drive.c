@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "progress/p2p_net.h"
 #include "progress/p2p_state.h"
 
 #define EAGER_BYTES_MAX 16384u
@@ -18,10 +19,24 @@
 #define FRAMES_PER_PASS 64u             /* of one ring or one send, before the others get their turn */
 #define COPY_BYTES_PER_PASS ((size_t)4 << 20)
 #define MESSAGE_OVERHEAD_BYTES 128u     /* what keeping a message costs beside its bytes */
+#define FAR_EAGER_BYTES_MAX 8192u       /* to another node: one packet that the endpoint copies */
+#define FAR_WINDOW_BYTES ((size_t)1 << 20) /* of one message, on their way to another node */
+
+static pmr_transport *transport_to(const pmr_p2p *p2p, uint32_t peer)
+{
+    return pmr_p2p_is_far(p2p, peer) ? p2p->far : p2p->transport;
+}
+
+/* What the transport calls that place. */
+static uint32_t peer_at(const pmr_p2p *p2p, uint32_t peer)
+{
+    return pmr_p2p_is_far(p2p, peer) ? peer - p2p->ranks : peer;
+}
 
 static bool put(pmr_p2p *p2p, uint32_t peer, const pmr_frame *frame, const void *payload)
 {
-    return p2p->transport->ops->put(p2p->transport, peer, frame, payload);
+    pmr_transport *transport = transport_to(p2p, peer);
+    return transport->ops->put(transport, peer_at(p2p, peer), frame, payload);
 }
 
 static bool satisfied(const pmr_p2p *p2p)
@@ -35,10 +50,25 @@ static uint64_t heap_offset_of(const pmr_p2p *p2p, const pmr_transfer *op)
 {
     const pmr_window *window = p2p->window;
     const uint8_t *end = window->base + window->mapped_bytes;
-    if (op->bytes < HEAP_BYTES_MIN || op->data < window->heaps || op->data >= end ||
+    if (pmr_p2p_is_far(p2p, op->peer) || op->bytes < HEAP_BYTES_MIN || op->data < window->heaps || op->data >= end ||
         op->bytes > (size_t)(end - op->data))
         return PMR_NOT_IN_HEAP;
     return (uint64_t)(op->data - window->base);
+}
+
+/* Nothing of what goes to that place waits for somebody to drive. */
+static bool is_out(const pmr_p2p *p2p, uint32_t peer)
+{
+    return !pmr_p2p_is_far(p2p, peer) || p2p->peers[peer].gone || pmr_p2p_net_is_empty(p2p->far);
+}
+
+/* All of it was put. */
+static void leave(pmr_p2p *p2p, pmr_transfer *op)
+{
+    if (is_out(p2p, op->peer))
+        pmr_transfer_finish(p2p, op, PMR_OK, NULL);
+    else
+        pmr_transfer_move(&p2p->todo, op, PMR_TRANSFER_LEAVING);
 }
 
 /* False: no room. */
@@ -49,7 +79,7 @@ static bool put_whole(pmr_p2p *p2p, pmr_transfer *op, pmr_frame *frame)
     if (!put(p2p, op->peer, frame, op->data))
         return false;
     p2p->peers[op->peer].unmatched += op->bytes + MESSAGE_OVERHEAD_BYTES;
-    pmr_transfer_finish(p2p, op, PMR_OK, NULL);
+    leave(p2p, op);
     return true;
 }
 
@@ -70,7 +100,10 @@ static bool begin_send(pmr_p2p *p2p, pmr_transfer *op)
     const pmr_pattern *envelope = &op->posted.pattern;
     pmr_frame frame = {.comm = envelope->comm, .source = envelope->source, .tag = envelope->tag, .token = op->token};
     uint64_t heap_offset = heap_offset_of(p2p, op);
-    size_t eager_max = p2p->transport->payload_max < EAGER_BYTES_MAX ? p2p->transport->payload_max : EAGER_BYTES_MAX;
+    uint32_t payload_max = transport_to(p2p, op->peer)->payload_max;
+    size_t eager_max = pmr_p2p_is_far(p2p, op->peer) ? FAR_EAGER_BYTES_MAX
+                       : payload_max < EAGER_BYTES_MAX ? payload_max
+                                                       : EAGER_BYTES_MAX;
     if (heap_offset == PMR_NOT_IN_HEAP && op->bytes <= eager_max &&
         p2p->peers[op->peer].unmatched + op->bytes + MESSAGE_OVERHEAD_BYTES <= p2p->credit_bytes)
         return put_whole(p2p, op, &frame);
@@ -108,17 +141,25 @@ static bool push_queue(pmr_p2p *p2p, pmr_p2p_peer *peer)
 static bool push_fragments(pmr_p2p *p2p, pmr_transfer *op)
 {
     bool moved = false;
-    pmr_frame frame = {.kind = PMR_FRAME_FRAGMENT, .token = op->peer_token};
-    for (uint32_t i = 0; i < FRAMES_PER_PASS && op->moved < op->bytes; i++) {
-        size_t left = op->bytes - op->moved;
-        frame.payload_bytes = left < p2p->transport->payload_max ? (uint32_t)left : p2p->transport->payload_max;
+    uint32_t most = transport_to(p2p, op->peer)->payload_max;
+    size_t end = op->bytes < op->allowed ? op->bytes : op->allowed;
+    /* comm and source: this send, for who answers without knowing the message. */
+    pmr_frame frame = {.kind = PMR_FRAME_FRAGMENT,
+                       .token = op->peer_token,
+                       .comm = (uint32_t)op->token,
+                       .source = (int32_t)(op->token >> 32)};
+    for (uint32_t i = 0; i < FRAMES_PER_PASS && op->moved < end; i++) {
+        size_t left = end - op->moved;
+        frame.payload_bytes = left < most ? (uint32_t)left : most;
         if (!put(p2p, op->peer, &frame, op->data + op->moved))
             break;
         op->moved += frame.payload_bytes;
         moved = true;
     }
     if (op->moved == op->bytes)
-        pmr_transfer_finish(p2p, op, PMR_OK, NULL);
+        leave(p2p, op);
+    else if (op->moved == op->allowed)
+        pmr_transfer_move(&p2p->parked, op, PMR_TRANSFER_PAUSED);
     return moved;
 }
 
@@ -143,7 +184,10 @@ static bool close_recv(pmr_p2p *p2p, pmr_transfer *op)
     pmr_frame frame = {.kind = PMR_FRAME_TAKEN, .token = op->peer_token};
     if (!p2p->peers[op->peer].gone && !put(p2p, op->peer, &frame, NULL))
         return false;
-    pmr_transfer_finish_recv(p2p, op);
+    if (is_out(p2p, op->peer))
+        pmr_transfer_finish_recv(p2p, op);
+    else
+        op->state = PMR_TRANSFER_CLOSED;
     return true;
 }
 
@@ -176,6 +220,16 @@ static bool step(pmr_p2p *p2p, pmr_transfer *op)
     }
     case PMR_TRANSFER_CLOSING:
         return close_recv(p2p, op);
+    case PMR_TRANSFER_LEAVING:
+        if (!is_out(p2p, op->peer))
+            return false;
+        pmr_transfer_finish(p2p, op, PMR_OK, NULL);
+        return true;
+    case PMR_TRANSFER_CLOSED:
+        if (!is_out(p2p, op->peer))
+            return false;
+        pmr_transfer_finish_recv(p2p, op);
+        return true;
     default:
         return false;
     }
@@ -260,6 +314,8 @@ static bool on_announce(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
     pmr_pattern envelope = {view->frame->comm, view->frame->source, view->frame->tag};
     pmr_announcement announcement;
     memcpy(&announcement, view->first, sizeof announcement);
+    if (pmr_p2p_is_far(p2p, peer))
+        announcement.heap_offset = PMR_NOT_IN_HEAP;
     pmr_posted *posted = pmr_match_arrive(&p2p->match, &envelope);
     if (posted) {
         accept_announced(p2p, PMR_MEMBER_OF(posted, pmr_transfer, posted), peer, &envelope, view->frame->token,
@@ -287,8 +343,29 @@ static bool on_answer(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
     pmr_transfer_move(&p2p->todo, op, PMR_TRANSFER_SENDING);
     op->peer_token = receive;
     op->moved = 0;
+    op->allowed = pmr_p2p_is_far(p2p, peer) ? FAR_WINDOW_BYTES : SIZE_MAX;
     push_fragments(p2p, op);
     return true;
+}
+
+/* The sender on another node may go on. False: no room to say so. */
+static bool allow_more(pmr_p2p *p2p, uint32_t peer, const pmr_frame *fragment)
+{
+    pmr_frame frame = {.kind = PMR_FRAME_MORE,
+                       .token = (uint64_t)(uint32_t)fragment->source << 32 | fragment->comm,
+                       .reserved = fragment->payload_bytes};
+    return !pmr_p2p_is_far(p2p, peer) || put(p2p, peer, &frame, NULL);
+}
+
+static void on_more(pmr_p2p *p2p, uint32_t peer, const pmr_frame *frame)
+{
+    pmr_transfer *op = pmr_transfer_find(p2p, frame->token, peer);
+    if (!op || (op->state != PMR_TRANSFER_PAUSED && op->state != PMR_TRANSFER_SENDING))
+        return; /* of a send that is done, or was withdrawn */
+    op->allowed += frame->reserved;
+    if (op->state == PMR_TRANSFER_PAUSED)
+        pmr_transfer_move(&p2p->todo, op, PMR_TRANSFER_SENDING);
+    push_fragments(p2p, op);
 }
 
 static void on_fragment(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
@@ -316,7 +393,12 @@ static bool on_frame(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
     case PMR_FRAME_ANSWER:
         return on_answer(p2p, peer, view);
     case PMR_FRAME_FRAGMENT:
+        if (!allow_more(p2p, peer, view->frame))
+            return false;
         on_fragment(p2p, peer, view);
+        return true;
+    case PMR_FRAME_MORE:
+        on_more(p2p, peer, view->frame);
         return true;
     case PMR_FRAME_TAKEN:
         op = pmr_transfer_find(p2p, view->frame->token, peer);
@@ -340,16 +422,27 @@ static bool on_frame(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 
 bool pmr_p2p_drain(pmr_p2p *p2p, uint32_t peer)
 {
-    pmr_transport *transport = p2p->transport;
+    pmr_transport *transport = transport_to(p2p, peer);
+    uint32_t at = peer_at(p2p, peer);
     pmr_frame_view view;
     uint32_t taken = 0;
-    while (taken < FRAMES_PER_PASS && !satisfied(p2p) && transport->ops->peek(transport, peer, &view)) {
+    while (taken < FRAMES_PER_PASS && !satisfied(p2p) && transport->ops->peek(transport, at, &view)) {
         if (!on_frame(p2p, peer, &view))
             break;
-        transport->ops->take(transport, peer);
+        transport->ops->take(transport, at);
         taken++;
     }
     return taken > 0;
+}
+
+/* Takes what came by one transport; its peers are the places from `first` on. */
+static bool drain_all(pmr_p2p *p2p, pmr_transport *transport, uint32_t first)
+{
+    bool moved = false;
+    for (uint32_t peer = transport->ops->sender_from(transport, 0); peer != PMR_NO_PEER;
+         peer = transport->ops->sender_from(transport, peer + 1))
+        moved |= pmr_p2p_drain(p2p, first + peer);
+    return moved;
 }
 
 bool pmr_p2p_drive(pmr_p2p *p2p)
@@ -364,9 +457,10 @@ bool pmr_p2p_drive(pmr_p2p *p2p)
         next = link->next;
         moved |= push_queue(p2p, PMR_MEMBER_OF(link, pmr_p2p_peer, busy_link));
     }
-    pmr_transport *transport = p2p->transport;
-    for (uint32_t peer = transport->ops->sender_from(transport, 0); peer != PMR_NO_PEER;
-         peer = transport->ops->sender_from(transport, peer + 1))
-        moved |= pmr_p2p_drain(p2p, peer);
+    moved |= drain_all(p2p, p2p->transport, 0);
+    if (p2p->far && p2p->looks_far) {
+        moved |= pmr_p2p_net_poll(p2p->far);
+        moved |= drain_all(p2p, p2p->far, p2p->ranks);
+    }
     return moved;
 }

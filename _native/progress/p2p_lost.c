@@ -2,8 +2,8 @@
  *
  * p2p_lost.c: operations whose other side is gone.
  *
- * A rank that is FINISHED, LEFT or FAILED in the window sends nothing more, but what it sent before lies whole in its
- * ring. So a sweep first notes who is gone, then takes everything that is there, and only then ends what still waits.
+ * A rank that is FINISHED, LEFT or FAILED in the window, or lost on the network, sends nothing more, but what it sent
+ * before lies whole in its ring, or has arrived. So a sweep first notes who is gone, then takes everything that is there, and only then ends what still waits.
  * Invariant: no operation fails for a peer's absence while the message it waits for lies in the ring.
  */
 #include "core/status.h"
@@ -11,10 +11,15 @@
 
 bool pmr_p2p_peer_gone(const pmr_p2p *p2p, uint32_t peer)
 {
+    if (pmr_p2p_is_far(p2p, peer))
+        return p2p->hub->lost[peer - p2p->ranks];
     if (peer != PMR_NO_PEER)
         return peer != p2p->me && pmr_window_rank_state(p2p->window, peer) >= PMR_RANK_FINISHED;
     for (uint32_t i = 0; i < p2p->ranks; i++)
         if (i != p2p->me && !pmr_p2p_peer_gone(p2p, i))
+            return false;
+    for (uint32_t i = 0; p2p->hub && i < p2p->hub->net->ranks; i++)
+        if (pmr_net_node_of(p2p->hub->net, i) != p2p->hub->net->node && !p2p->hub->lost[i])
             return false;
     return true;
 }
@@ -25,8 +30,8 @@ pmr_status pmr_p2p_fail_gone(const pmr_p2p *p2p, uint32_t peer, const char *what
         return pmr_fail(error, PMR_ERR_RANK_FAILED,
                         "no other rank is left that could send what a receive from any source (tag %d) waits for",
                         tag);
-    int32_t rank = p2p->first_rank + (int32_t)peer;
-    uint32_t state = pmr_window_rank_state(p2p->window, peer);
+    int32_t rank = pmr_p2p_world_rank(p2p, peer);
+    uint32_t state = pmr_p2p_is_far(p2p, peer) ? PMR_RANK_FINISHED : pmr_window_rank_state(p2p->window, peer);
     pmr_fail(error, PMR_ERR_RANK_FAILED, "rank %d %s %s (tag %d)", rank,
              state == PMR_RANK_FAILED ? "died" : state == PMR_RANK_LEFT ? "left" : "ended", what, tag);
     if (error)
@@ -39,7 +44,7 @@ void pmr_p2p_fail_given_up(pmr_p2p *p2p, pmr_transfer *op)
     pmr_error error;
     pmr_fail(&error, PMR_ERR_STALLED,
              "rank %d gave up sending a message of %zu bytes (tag %d): its own time limit passed or it was interrupted",
-             p2p->first_rank + (int32_t)op->peer, op->info.bytes, op->info.tag);
+             pmr_p2p_world_rank(p2p, op->peer), op->info.bytes, op->info.tag);
     pmr_transfer_finish(p2p, op, PMR_ERR_STALLED, &error);
 }
 
@@ -65,7 +70,7 @@ static void visit_posted(pmr_p2p *p2p, pmr_link *list, visit_fn visit, void *arg
 
 static void visit_all(pmr_p2p *p2p, visit_fn visit, void *arg)
 {
-    for (uint32_t peer = 0; peer < p2p->ranks; peer++)
+    for (uint32_t peer = 0; peer < p2p->places; peer++)
         visit_list(p2p, &p2p->peers[peer].queue, visit, arg);
     visit_list(p2p, &p2p->todo, visit, arg);
     visit_list(p2p, &p2p->parked, visit, arg);
@@ -103,6 +108,8 @@ static void end_if_lost(pmr_p2p *p2p, pmr_transfer *op, void *arg)
     const char *what = "before it took a message from this rank";
     switch (op->state) {
     case PMR_TRANSFER_COPYING: /* its heap outlives it */
+    case PMR_TRANSFER_LEAVING: /* the next pass ends it */
+    case PMR_TRANSFER_CLOSED:
         return;
     case PMR_TRANSFER_POSTED:
         what = "without sending the message that is waited for";
@@ -135,7 +142,7 @@ void pmr_p2p_sweep(pmr_p2p *p2p)
     pmr_p2p_waiter *driver = p2p->driver;
     p2p->driver = NULL; /* take everything, not just what the driver waits for */
     bool any = false;
-    for (uint32_t peer = 0; peer < p2p->ranks; peer++) {
+    for (uint32_t peer = 0; peer < p2p->places; peer++) {
         if (!p2p->peers[peer].gone && pmr_p2p_peer_gone(p2p, peer)) {
             p2p->peers[peer].gone = true;
             while (pmr_p2p_drain(p2p, peer))

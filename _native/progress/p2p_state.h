@@ -24,7 +24,8 @@ enum pmr_frame_kind {
     PMR_FRAME_FRAGMENT,     /* token: the receive */
     PMR_FRAME_TAKEN,        /* token: the send. "I have it all, or want none of it" */
     PMR_FRAME_GAVE_UP,      /* token: the receive. "The rest will not come" */
-    PMR_FRAME_CREDIT        /* token: bytes of eager messages that were matched */
+    PMR_FRAME_CREDIT,       /* token: bytes of eager messages that were matched */
+    PMR_FRAME_MORE          /* token: the send; reserved: bytes of fragments that came. Between nodes only */
 };
 
 #define PMR_NOT_IN_HEAP UINT64_MAX
@@ -38,11 +39,14 @@ typedef enum pmr_transfer_state {
     PMR_TRANSFER_QUEUED,      /* send, in its peer's queue (which keeps the order): not announced yet */
     PMR_TRANSFER_ANNOUNCED,   /* send, parked: until the peer answers, or has taken it */
     PMR_TRANSFER_SENDING,     /* send, todo: fragments, as there is room */
+    PMR_TRANSFER_PAUSED,      /* send, parked: too many of its fragments are on their way */
+    PMR_TRANSFER_LEAVING,     /* send, todo: the endpoint has it all, and the kernel not yet: somebody has to drive */
     PMR_TRANSFER_POSTED,      /* receive, in match */
     PMR_TRANSFER_ANSWERING,   /* receive, todo: the answer waits for room */
     PMR_TRANSFER_RECEIVING,   /* receive, parked: fragments arrive */
     PMR_TRANSFER_COPYING,     /* receive, todo: from the sender's heap */
     PMR_TRANSFER_CLOSING,     /* receive, todo: the sender is to be told; `status` is decided */
+    PMR_TRANSFER_CLOSED,      /* receive, todo: as LEAVING, for what the sender is told */
     PMR_TRANSFER_DONE
 } pmr_transfer_state;
 
@@ -56,7 +60,7 @@ typedef struct pmr_p2p_waiter {
 typedef struct pmr_transfer {
     pmr_link link;
     pmr_transfer_state state;
-    uint32_t peer;          /* local rank of the other side; PMR_NO_PEER: any source, until it matched */
+    uint32_t peer;          /* place of the other side; PMR_NO_PEER: any source, until it matched */
     pmr_p2p_waiter *waiter; /* of a blocking caller, else NULL */
     pmr_request *request;   /* else */
     bool counted;           /* in source.active */
@@ -66,6 +70,7 @@ typedef struct pmr_transfer {
     uint8_t *data;          /* a send only reads it */
     size_t bytes;           /* of the message; of a receive: its room */
     size_t moved;
+    size_t allowed;         /* SENDING: so far it may go now */
     const uint8_t *origin;  /* COPYING: from here */
     pmr_posted posted;      /* its pattern; a send's envelope */
     pmr_message_info info;  /* of a receive, once it matched */
@@ -101,9 +106,13 @@ typedef struct pmr_farewell {   /* what a peer is to be told about an operation 
 struct pmr_p2p {
     pthread_mutex_t lock;       /* everything below */
     pmr_transport *transport;
+    pmr_transport *far;         /* to the ranks of other nodes; NULL: there are none */
+    pmr_hub *hub;               /* the same */
+    bool looks_far;             /* a pass polls the network: somebody waits for it */
     const pmr_window *window;
     pmr_engine *engine;
-    uint32_t ranks, me;
+    uint32_t ranks, me;         /* of this node */
+    uint32_t places;            /* this node's ranks, then all ranks of the world as those of other nodes */
     int32_t first_rank;
     pmr_p2p_waiter *driver;     /* the blocking caller who drives now: stop when it has what it waits for */
     uint32_t ended;             /* requests that completed and are still in source.active: poll takes them off */
@@ -124,6 +133,17 @@ struct pmr_p2p {
     pmr_match match;
     pmr_p2p_peer peers[];
 };
+
+/* Is the place that of a rank of another node? */
+static inline bool pmr_p2p_is_far(const pmr_p2p *p2p, uint32_t peer)
+{
+    return peer >= p2p->ranks && peer != PMR_NO_PEER;
+}
+
+static inline int32_t pmr_p2p_world_rank(const pmr_p2p *p2p, uint32_t peer)
+{
+    return pmr_p2p_is_far(p2p, peer) ? (int32_t)(peer - p2p->ranks) : p2p->first_rank + (int32_t)peer;
+}
 
 /* ---- all under the lock ---- */
 
@@ -149,7 +169,7 @@ void pmr_transfer_withdraw(pmr_p2p *p2p, pmr_transfer *op);
 /* A whole message that lies in memory, perhaps in two pieces, meets its receive: copies and finishes. */
 void pmr_transfer_deliver(pmr_p2p *p2p, pmr_transfer *op, uint32_t peer, const pmr_pattern *envelope,
                           const pmr_frame_view *view, size_t bytes);
-/* The parked operation of that token and peer; NULL: none. */
+/* The parked operation of that token and peer, or one that sends; NULL: none. */
 pmr_transfer *pmr_transfer_find(pmr_p2p *p2p, uint64_t token, uint32_t peer);
 /* Its next step is ours, or the peer's. */
 void pmr_transfer_move(pmr_link *list, pmr_transfer *op, pmr_transfer_state state);

@@ -65,6 +65,7 @@ void pmr_transfer_withdraw(pmr_p2p *p2p, pmr_transfer *op)
         pmr_match_withdraw(&op->posted);
         break;
     case PMR_TRANSFER_SENDING:
+    case PMR_TRANSFER_PAUSED:
         add_farewell(p2p, op->peer, PMR_FRAME_GAVE_UP, op->peer_token);
         break;
     case PMR_TRANSFER_ANSWERING:
@@ -73,6 +74,8 @@ void pmr_transfer_withdraw(pmr_p2p *p2p, pmr_transfer *op)
         add_farewell(p2p, op->peer, PMR_FRAME_TAKEN, op->peer_token);
         break;
     case PMR_TRANSFER_QUEUED:
+    case PMR_TRANSFER_LEAVING:
+    case PMR_TRANSFER_CLOSED:
     case PMR_TRANSFER_ANNOUNCED:  /* the peer's answer will find nobody, and be told so */
     case PMR_TRANSFER_RECEIVING:  /* its fragments will find nobody */
     case PMR_TRANSFER_DONE:
@@ -109,14 +112,23 @@ void pmr_transfer_move(pmr_link *list, pmr_transfer *op, pmr_transfer_state stat
     op->state = state;
 }
 
-pmr_transfer *pmr_transfer_find(pmr_p2p *p2p, uint64_t token, uint32_t peer)
+static pmr_transfer *find_in(pmr_link *list, uint64_t token, uint32_t peer)
 {
-    for (pmr_link *link = p2p->parked.next; link != &p2p->parked; link = link->next) {
+    for (pmr_link *link = list->next; link != list; link = link->next) {
         pmr_transfer *op = PMR_MEMBER_OF(link, pmr_transfer, link);
         if (op->token == token && op->peer == peer)
             return op;
     }
     return NULL;
+}
+
+pmr_transfer *pmr_transfer_find(pmr_p2p *p2p, uint64_t token, uint32_t peer)
+{
+    pmr_transfer *op = find_in(&p2p->parked, token, peer);
+    if (op)
+        return op;
+    op = find_in(&p2p->todo, token, peer);
+    return op && op->state == PMR_TRANSFER_SENDING ? op : NULL;
 }
 
 pmr_kept *pmr_kept_add(pmr_p2p *p2p, uint32_t peer, const pmr_pattern *envelope, const pmr_frame_view *view,

@@ -28,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, ModuleType, TracebackType
 
+    from pmrun import network
+    from pmrun._native import Net
     from pmrun.communicator import Communicator
 
 _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -57,6 +59,11 @@ def init(timeout: float | None = None) -> Communicator:
     Communicator
         The world; also ``pm.world``.
     """
+    return join(timeout, None)
+
+
+def join(timeout: float | None, exchange: network.Exchange | None) -> Communicator:
+    """`init`, with another way for the ranks of several nodes to tell each other their addresses than the store."""
     global _world, _init_site, _init_pid, _in_gang
     if _world is not None:
         _refuse_child()
@@ -67,7 +74,15 @@ def init(timeout: float | None = None) -> Communicator:
     native = _load_native()
     _force(native)
     world_type = importlib.import_module("pmrun.communicator").Communicator
-    opened: Communicator = native.open_context(world_type, descriptor, local_rank, lifeline)
+    net = _connect(native, exchange) if descriptor >= 0 else None
+    try:
+        opened: Communicator = native.open_context(
+            world_type, descriptor, local_rank, lifeline, net=net, reproducible=os.environ.get(env.REPRODUCIBLE) == "1"
+        )
+    except BaseException:
+        if net is not None:
+            net.close()
+        raise
     try:
         opened.timeout = timeout if timeout is not None else _default_timeout()
     except (TypeError, ValueError):
@@ -127,6 +142,18 @@ def _load_native() -> ModuleType:
             f"pmrun's C core does not load ({error}): install pmrun for this Python, 'pip install --force-reinstall "
             "pmrun', or 'pip install -e .' in a clone"
         ) from error
+
+
+def _connect(native: ModuleType, exchange: network.Exchange | None) -> Net | None:
+    """The network to the other nodes; None where the gang has one."""
+    if "," not in os.environ.get(env.LAYOUT, ""):
+        return None  # as nearly always, and what follows takes time to load
+    from pmrun import network
+
+    sizes = network.layout()
+    if not sizes:
+        return None
+    return network.connect(native, exchange or network.StoreExchange(), _number(env.RANK), sizes)
 
 
 def _number(name: str) -> int:

@@ -3,7 +3,8 @@
 
 Everything is read from the environment that the agent made, or another launcher (foreign.py), at the moment it is
 asked for, so it is there before `pm.init()` and needs no C core. A process that a rank started, by fork or otherwise,
-is told whose it is: the worker of a data loader asks for its part of the data. Invariant: under plain `python` the answers describe a world of one.
+is told whose it is: the worker of a data loader asks for its part of the data. Invariant: under plain `python` the
+answers describe a world of one.
 """
 
 from __future__ import annotations

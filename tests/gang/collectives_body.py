@@ -11,7 +11,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
-from gang_report import report
+from gang_report import init, report
 
 import pmrun as pm
 
@@ -24,7 +24,7 @@ DTYPES = [np.dtype("?"), *INTEGERS, *FLOATS, *COMPLEX]
 ARITHMETIC = ["sum", "prod", "land", "lor", "lxor"]
 SIZES = [0, 1, 7, 1000, 65536 + 3]
 
-world = pm.init(timeout=60)
+world = init(timeout=60)
 failures: list[str] = []
 
 

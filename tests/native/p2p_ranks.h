@@ -105,7 +105,7 @@ static inline void run_rank(rank_env *env, body_fn body)
     pmr_error error = {.text = ""};
     bool crowded = env->ranks > 2;
     CHECK_OK(pmr_engine_open(&env->engine, crowded, &error));
-    CHECK_OK(pmr_p2p_open(&env->p2p, &env->window, env->window.shared, env->engine, &error));
+    CHECK_OK(pmr_p2p_open(&env->p2p, &env->window, env->window.shared, NULL, env->engine, &error));
     pmr_wait_policy_init(&env->policy, crowded);
     env->watch = (pmr_watch){pmr_window_abort_word(&env->window), check_abort, &env->window};
     pmr_window_rank_state_set(&env->window, env->rank, PMR_RANK_ATTACHED);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_algorithms.c: every algorithm of every kind gives the same bits: those of the canonical tree.
+ * test_algorithms.c: every algorithm of every kind, on one node and across nodes, gives the same bits: those of the
+ * canonical tree.
  *
  * The oracle adds in the order (0+1), (2+3), ... pairs of pairs, the odd one passing up, in plain C; 16-bit types in float32,
  * rounded once. A rank's data repeat with a prime period, so an oracle of one period knows any message and a chunk in
@@ -13,7 +14,7 @@
 #include <math.h>
 #include <time.h>
 
-#include "gang.h"
+#include "node_gang.h"
 
 #define PERIOD 4099u
 #define RANKS_MAX 8u
@@ -363,6 +364,33 @@ static int try_all(pmr_context *context, void *arg)
     return failed;
 }
 
+/* Nodes that hold aligned blocks of a power of two of ranks; others, where the bits are asked for. */
+static const node_layout LAYOUTS[] = {
+    {.nodes = 2, .sizes = {1, 1}},
+    {.nodes = 2, .sizes = {4, 4}},
+    {.nodes = 3, .sizes = {2, 2, 2}},
+    {.nodes = 5, .sizes = {1, 1, 1, 1, 1}},
+    {.nodes = 3, .sizes = {4, 2, 2}},
+    {.nodes = 2, .sizes = {3, 2}, .reproducible = true},
+    {.nodes = 3, .sizes = {1, 3, 2}, .reproducible = true},
+};
+
+static int try_layouts(uint64_t seed)
+{
+    int failed = 0;
+    for (uint32_t i = 0; i < sizeof LAYOUTS / sizeof *LAYOUTS; i++) {
+        node_layout layout = LAYOUTS[i];
+        uint64_t own = seed + i;
+        layout.transport = own % 2 ? "tcp" : "loopback";
+        layout.cpus = own % 3 ? 64 : 1;
+        int bad = node_gang_run(&layout, try_all, &own);
+        if (bad)
+            fprintf(stderr, "failed: layout %u by %s, %u CPUs\n", i, layout.transport, layout.cpus);
+        failed += bad;
+    }
+    return failed;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
@@ -381,6 +409,7 @@ int main(int argc, char **argv)
                 fprintf(stderr, "failed: %u ranks, %s\n", ranks[i], crowded ? "crowded" : "dedicated");
             failed += bad;
         }
+    failed += try_layouts(seed);
     printf("%s\n", failed ? "FAILED" : "ok");
     return failed != 0;
 }

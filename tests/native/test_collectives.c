@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_collectives.c: random programs of collectives on forked ranks, checked against what each rank can
- * compute.
+ * test_collectives.c: random programs of collectives on forked ranks, of one node and of several, checked against what
+ * each rank can compute.
  *
  * All ranks draw the same program from the same seed: kind, size, root, memory (private or heap, per rank),
  * blocking or not, algorithm. Data are int64 functions of (call, rank, index), so every result is known
@@ -9,7 +9,7 @@
  */
 #include <time.h>
 
-#include "gang.h"
+#include "node_gang.h"
 
 #define ITEMS_MAX 1200000u /* 9.6 MB: beyond all thresholds of size */
 
@@ -266,6 +266,32 @@ static int run_program(pmr_context *context, void *arg)
     return failed;
 }
 
+static const node_layout LAYOUTS[] = {
+    {.nodes = 2, .sizes = {1, 1}},    {.nodes = 2, .sizes = {2, 2}}, {.nodes = 3, .sizes = {1, 3, 2}},
+    {.nodes = 4, .sizes = {2, 1, 1, 1}}, {.nodes = 2, .sizes = {4, 3}},
+};
+
+/* The same over nodes: shapes, transports, and fewer CPUs than ranks or not. */
+static int run_layouts(uint64_t seed, uint32_t calls)
+{
+    static const char *const transports[] = {"loopback", "tcp"};
+    int failed = 0;
+    for (uint32_t i = 0; i < sizeof LAYOUTS / sizeof *LAYOUTS * 2; i++) {
+        node_layout layout = LAYOUTS[i / 2];
+        layout.transport = transports[i % 2];
+        layout.cpus = (seed + i) % 3 ? 64 : 1;
+        layout.reproducible = (seed + i) % 2;
+        program p = {.seed = seed + 100 + i, .calls = calls, .items_max = i % 2 ? ITEMS_MAX : 60000};
+        int bad = node_gang_run(&layout, run_program, &p);
+        if (bad)
+            fprintf(stderr, "failed: layout %u of %u nodes by %s, %u CPUs%s, seed %llu\n", i / 2, layout.nodes,
+                    layout.transport, layout.cpus, layout.reproducible ? ", reproducible" : "",
+                    (unsigned long long)p.seed);
+        failed += bad;
+    }
+    return failed;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
@@ -285,6 +311,7 @@ int main(int argc, char **argv)
                         crowded ? "crowded" : "dedicated", (unsigned long long)p.seed);
             failed += bad;
         }
+    failed += run_layouts(seed, calls / 2);
     printf("%s\n", failed ? "FAILED" : "ok");
     return failed != 0;
 }

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from native_build import NativeBuild
+from pmrun import libzmq
 
 PROGRAMS = sorted(Path(__file__).parent.glob("test_*.c"))
+LIBRARIES = {"PMR_TEST_LIBZMQ": path} if (path := libzmq.find()) else {}
 SHORTER = {"test_reduce_op": ["6"]}  # where emulated: every 6th combination
 TIMEOUT_S = 300  # under a sanitizer on a busy machine; plain ones take seconds
 SANITIZER_OPTIONS = {
@@ -42,7 +44,7 @@ def test_program(source: Path, native: NativeBuild, request: pytest.FixtureReque
     run = subprocess.run(
         [*emulator, program, seed, *(SHORTER.get(source.stem, []) if emulator else [])],
         cwd=tmp_path,
-        env={**os.environ, **SANITIZER_OPTIONS},
+        env={**os.environ, **SANITIZER_OPTIONS, **({} if emulator else LIBRARIES)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

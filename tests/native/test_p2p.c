@@ -29,13 +29,13 @@ static bool filled(const uint8_t *data, size_t bytes, uint32_t salt)
 
 static pmr_p2p_out to(uint32_t dest, const void *data, size_t bytes, const rank_env *env, int32_t tag)
 {
-    return (pmr_p2p_out){.data = data, .bytes = bytes, .comm = 0, .dest_local = dest, .source = (int32_t)env->rank,
+    return (pmr_p2p_out){.data = data, .bytes = bytes, .comm = 0, .dest = dest, .source = (int32_t)env->rank,
                          .tag = tag};
 }
 
 static pmr_p2p_in from(int32_t source, void *data, size_t bytes, int32_t tag)
 {
-    return (pmr_p2p_in){.data = data, .bytes = bytes, .comm = 0, .source_local = (uint32_t)source, .source = source,
+    return (pmr_p2p_in){.data = data, .bytes = bytes, .comm = 0, .source_place = (uint32_t)source, .source = source,
                         .tag = tag};
 }
 
@@ -511,7 +511,7 @@ static void body_death(rank_env *env)
 
 int main(int argc, char **argv)
 {
-    as_threads = argc > 1 && strcmp(argv[1], "threads") == 0;
+    as_threads = argc > 2 && strcmp(argv[2], "threads") == 0;
     run_gang("sizes", 2, body_sizes, 0);
     run_gang("exchange", 2, body_exchange, 0);
     run_gang("exchange", 4, body_exchange, 0);

@@ -89,7 +89,7 @@ static uint32_t draw_receives(const plan *plan, uint32_t phase, const rank_env *
         for (uint32_t i = 0; i < stream->count; i++) {
             style style = plan->style[phase];
             receives[count++].in = (pmr_p2p_in){
-                .bytes = 3 << 20, .comm = phase, .source_local = source,
+                .bytes = 3 << 20, .comm = phase, .source_place = source,
                 .source = style == ANY_SOURCE || style == ANY_BOTH ? PMR_ANY_SOURCE : (int32_t)source,
                 .tag = style == ANY_TAG || style == ANY_BOTH ? PMR_ANY_TAG : stream->messages[i].tag};
         }
@@ -262,8 +262,8 @@ static void body(rank_env *env)
 
 int main(int argc, char **argv)
 {
-    as_threads = argc > 1 && strcmp(argv[1], "threads") == 0;
-    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 20261122;
+    as_threads = argc > 2 && strcmp(argv[2], "threads") == 0;
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 20261122;
     uint32_t gangs = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 12;
     for (uint32_t i = 0; i < gangs; i++) {
         printf("seed %" PRIu64 ": ", seed + i);

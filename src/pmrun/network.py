@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the ranks of several nodes find each other: each binds a port, tells the others, and connects.
+
+A rank knows its own place and the layout of the gang from its environment; what it cannot know it *exchanges* with the
+others: the secret of this attempt, and everybody's address. Invariant: what `connect` returns has been tried between all
+nodes, or it raises within its time limit and names those that are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from pmrun import env, libzmq
+from pmrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmrun._native import Net
+
+TRANSPORTS: Final = {"auto": "tcp"}  # what stands for others
+CONNECT_TIMEOUT_S: Final = 60.0
+
+
+class Exchange(Protocol):
+    """What the ranks of a gang use to tell each other their addresses."""
+
+    def key(self) -> bytes:
+        """32 bytes that all ranks of this attempt have, and nobody else."""
+
+    def publish(self, rank: int, address: str) -> None:
+        """Let the others see this rank's address."""
+
+    def collect(self, ranks: int, timeout_s: float) -> list[str]:
+        """Wait for the addresses of all ranks; raise, naming those that did not come."""
+
+
+class StoreExchange:
+    """Through the gang's store."""
+
+    def __init__(self) -> None:
+        self._store: Any = importlib.import_module("pmrun.store")
+
+    def key(self) -> bytes:
+        """32 bytes that all ranks of this attempt have, and nobody else."""
+        key: bytes = self._store.data_key()
+        return key
+
+    def publish(self, rank: int, address: str) -> None:
+        """Let the others see this rank's address."""
+        self._store.set(f"pmrun/net/{rank}", address)
+
+    def collect(self, ranks: int, timeout_s: float) -> list[str]:
+        """Wait for the addresses of all ranks; raise, naming those that did not come."""
+        values = self._store.get_many([f"pmrun/net/{rank}" for rank in range(ranks)], timeout=timeout_s)
+        return [value.decode() for value in values]
+
+
+def layout() -> list[int]:
+    """Ranks of each node, in node order; empty where the gang is on one node."""
+    text = os.environ.get(env.LAYOUT, "")
+    sizes = text.split(",") if text else []
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise UsageError(f"{env.LAYOUT}={text!r} is no list of numbers: pmrun sets it, so unset it or start with pmrun")
+    return [int(size) for size in sizes] if len(sizes) > 1 else []
+
+
+def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int]) -> Net:
+    """Open this rank's end of the network between the nodes, and try it.
+
+    Parameters
+    ----------
+    native : module
+        `pmrun._native`.
+    exchange : Exchange
+        How ranks tell each other their addresses.
+    rank : int
+        This rank, in the world.
+    sizes : list of int
+        Ranks of each node.
+    """
+    wanted = os.environ.get(env.TRANSPORT, "auto")
+    address = os.environ.get(env.DATA_ADDRESS, "")
+    if not address:
+        raise UsageError(
+            f"{env.LAYOUT} tells of {len(sizes)} nodes, but {env.DATA_ADDRESS} is not set: start with pmrun"
+        )
+    transport = TRANSPORTS.get(wanted, wanted)
+    net: Net = native.open_net(
+        transport,
+        address,
+        rank,
+        sizes,
+        exchange.key(),
+        encrypt=os.environ.get(env.ENCRYPT) == "1",
+        library=libzmq.find() if transport == "zmq" else None,
+    )
+    try:
+        exchange.publish(rank, net.address)
+        net.connect(exchange.collect(sum(sizes), CONNECT_TIMEOUT_S))
+        net.probe(CONNECT_TIMEOUT_S)
+    except BaseException:
+        net.close()
+        raise
+    return net
