@@ -73,17 +73,22 @@ static inline uint64_t mix(uint32_t from, uint32_t to, uint32_t lane, uint32_t n
     return x ^ (x >> 31);
 }
 
+/* Eight bytes at a time: sanitizers look at every access. */
 static inline void fill(uint8_t *bytes, uint32_t count, uint64_t mixed)
 {
-    for (uint32_t i = 0; i < count; i++)
-        bytes[i] = (uint8_t)((mixed >> (i % 8 * 8)) + i / 8);
+    for (uint32_t at = 0; at < count; at += 8) {
+        uint64_t word = mixed + at;
+        memcpy(bytes + at, &word, count - at < 8 ? count - at : 8);
+    }
 }
 
 static inline bool filled(const uint8_t *bytes, uint32_t count, uint64_t mixed)
 {
-    for (uint32_t i = 0; i < count; i++)
-        if (bytes[i] != (uint8_t)((mixed >> (i % 8 * 8)) + i / 8))
+    for (uint32_t at = 0; at < count; at += 8) {
+        uint64_t word = mixed + at;
+        if (memcmp(bytes + at, &word, count - at < 8 ? count - at : 8) != 0)
             return false;
+    }
     return true;
 }
 
@@ -172,9 +177,11 @@ static inline bool world_can(const char *transport, const char *library)
     return can;
 }
 
+static const uint8_t world_key[PMR_KEY_BYTES] = "thirty-two bytes that all ranks";
+static uint32_t world_socket_bytes; /* of the endpoints opened from now on */
+
 static inline void world_open(world *world, const char *transport, const char *library, uint32_t ranks)
 {
-    static const uint8_t key[PMR_KEY_BYTES] = "thirty-two bytes that all ranks";
     pmr_error error;
     memset(world, 0, sizeof *world);
     world->transport = transport;
@@ -191,7 +198,8 @@ static inline void world_open(world *world, const char *transport, const char *l
             .bind_address = hub ? world->hub : "127.0.0.1",
             .rank = rank,
             .ranks = ranks,
-            .key = key,
+            .key = world_key,
+            .socket_bytes = world_socket_bytes,
             .library = library,
         };
         if (pmr_endpoint_find(transport)->open(&options, &member->endpoint, &error)) {

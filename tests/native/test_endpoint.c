@@ -63,7 +63,7 @@ static void test_leaving(const char *transport)
                 for (uint32_t lane = 0; lane < WORLD_LANES; lane++)
                     if (from != to)
                         world_plan(&world, from, to, lane, 60);
-        bool moved;
+        bool moved = false;
         for (uint32_t turns = draw(300); turns > 0; turns--)
             world_turn(&world, &moved);
         world_close_member(&world, 1);
@@ -88,6 +88,9 @@ int main(int argc, char **argv)
         test_sizes(transport);
         run_pairs(transport, 4, size_random, 150);
         run_pairs(transport, 2, size_random, 1000);
+        world_socket_bytes = 4096; /* the least: reads and writes are short */
+        run_pairs(transport, 3, size_random, 40);
+        world_socket_bytes = 0;
         test_leaving(transport);
     }
     CHECK(!pmr_endpoint_find("pigeons"));
