@@ -55,7 +55,8 @@ typedef struct pmr_sink {
     void *arg;
     /* A header came; asked for every packet, also for those without a payload. */
     pmr_placing (*place)(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *packet, void **into_out);
-    /* The packet is whole. `payload`: where it was placed, or a view that ends when this returns (aligned to 8). */
+    /* The packet is whole. `payload`: where it was placed, or a view that ends when this returns (aligned to 8); NULL if
+     * its place was abandoned. */
     void (*arrived)(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *packet, const void *payload);
     /* The payload that was sent with that cookie may be reused. It need not have arrived. */
     void (*sent)(void *arg, uint64_t cookie);
@@ -96,6 +97,11 @@ typedef struct pmr_endpoint_ops {
 
     void (*resume)(pmr_endpoint *endpoint, uint32_t peer, uint32_t lane);
 
+    /* [data, data + bytes) is touched no more, from now on: a packet that is being read into it is read on into nowhere,
+     * and `arrived` then shows NULL; what is still to be written out of it is copied, and `sent` comes as ever. For a
+     * caller that gives up in the middle: may be slow, and where it cannot be done otherwise the peer is lost. */
+    void (*abandon)(pmr_endpoint *endpoint, const void *data, size_t bytes);
+
     /* Of packets that were sent and are not in the kernel's (or the library's) hands yet. */
     uint64_t (*unsent_bytes)(const pmr_endpoint *endpoint);
 
@@ -122,6 +128,13 @@ struct pmr_endpoint {
     char address[PMR_ADDRESS_BYTES]; /* what others connect to: text, published as it is */
     pmr_endpoint_counts counts;
 };
+
+/* Whether two pieces of memory have a byte in common. */
+static inline bool pmr_overlap(const void *one, size_t one_bytes, const void *other, size_t other_bytes)
+{
+    uintptr_t a = (uintptr_t)one, b = (uintptr_t)other;
+    return a < b + other_bytes && b < a + one_bytes;
+}
 
 /* What an endpoint tells while it closes: nothing, and all that comes waits. */
 extern const pmr_sink pmr_sink_of_closing;
@@ -155,6 +168,11 @@ static inline bool pmr_endpoint_poll(pmr_endpoint *endpoint)
 static inline void pmr_endpoint_resume(pmr_endpoint *endpoint, uint32_t peer, uint32_t lane)
 {
     endpoint->ops->resume(endpoint, peer, lane);
+}
+
+static inline void pmr_endpoint_abandon(pmr_endpoint *endpoint, const void *data, size_t bytes)
+{
+    endpoint->ops->abandon(endpoint, data, bytes);
 }
 
 static inline uint64_t pmr_endpoint_unsent_bytes(const pmr_endpoint *endpoint)

@@ -35,6 +35,12 @@ static uint32_t buffered(const pmr_inlet *inlet)
     return inlet->end - inlet->start;
 }
 
+/* Of the payload that goes past the buffer. */
+static uint32_t rest_of(const pmr_inlet *inlet)
+{
+    return inlet->packet.payload_bytes - inlet->placed;
+}
+
 static void to_start(pmr_inlet *inlet)
 {
     if (inlet->start) {
@@ -52,9 +58,12 @@ int pmr_inlet_room(pmr_inlet *inlet, struct iovec vector[2])
         return 0;
     to_start(inlet);
     int used = 0;
+    if (inlet->nowhere && rest_of(inlet) > PMR_PACKET_SHOW_MAX) {
+        vector[0] = (struct iovec){inlet->show, PMR_PACKET_SHOW_MAX};
+        return 1;
+    }
     if (inlet->place)
-        vector[used++] =
-            (struct iovec){inlet->place + inlet->placed, inlet->packet.payload_bytes - inlet->placed};
+        vector[used++] = (struct iovec){inlet->nowhere ? inlet->show : inlet->place + inlet->placed, rest_of(inlet)};
     uint32_t room = PMR_INLET_BUFFER_BYTES - inlet->end;
     if (inlet->large && !inlet->showing && inlet->end < HEADER)
         room = HEADER - inlet->end;
@@ -73,9 +82,10 @@ static void arrived(pmr_inlet *inlet, const pmr_packet *packet, const void *payl
 /* A payload that goes past the buffer is whole. */
 static void finish_place(pmr_inlet *inlet, const pmr_sink *sink, pmr_endpoint_counts *counts)
 {
-    const uint8_t *place = inlet->place;
+    const uint8_t *place = inlet->nowhere ? NULL : inlet->place;
     inlet->place = NULL;
     inlet->placed = 0;
+    inlet->nowhere = false;
     arrived(inlet, &inlet->packet, place, sink, counts);
 }
 
@@ -152,11 +162,22 @@ static const char *begin(pmr_inlet *inlet, const pmr_sink *sink, pmr_endpoint_co
     return NULL;
 }
 
+bool pmr_inlet_abandon(pmr_inlet *inlet, const void *data, size_t bytes)
+{
+    if (!inlet->place || inlet->place == inlet->show ||
+        !pmr_overlap(inlet->place, inlet->packet.payload_bytes, data, bytes))
+        return true;
+    if (!inlet->show && !(inlet->show = aligned_alloc(64, PMR_PACKET_SHOW_MAX)))
+        return false;
+    inlet->nowhere = true;
+    return true;
+}
+
 bool pmr_inlet_take(pmr_inlet *inlet, size_t bytes, const pmr_sink *sink, pmr_endpoint_counts *counts,
                     const char **why_out)
 {
     if (inlet->place) {
-        size_t rest = inlet->packet.payload_bytes - inlet->placed;
+        size_t rest = rest_of(inlet);
         size_t here = bytes < rest ? bytes : rest;
         inlet->placed += (uint32_t)here;
         bytes -= here;

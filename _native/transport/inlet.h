@@ -26,6 +26,7 @@ typedef struct pmr_inlet {
     bool showing;           /* `packet` is shown once its payload is in the buffer */
     pmr_packet packet;      /* whose payload is being read, while `place` or `showing` is set */
     uint8_t *place;
+    bool nowhere;           /* the place was abandoned: the rest is read into `show`, again and again */
     uint32_t placed;        /* bytes of the payload that are there */
     uint8_t *show;          /* PMR_PACKET_SHOW_MAX bytes for payloads that the buffer cannot hold; from the first on */
     uint8_t *buffer;        /* PMR_INLET_BUFFER_BYTES, aligned to 8; from the first `room` on */
@@ -50,6 +51,9 @@ static inline bool pmr_inlet_resume(pmr_inlet *inlet, const pmr_sink *sink, pmr_
     inlet->held = false;
     return pmr_inlet_take(inlet, 0, sink, counts, why_out);
 }
+
+/* [data, data + bytes) is touched no more. False: there is no memory to read the rest of a payload into. */
+bool pmr_inlet_abandon(pmr_inlet *inlet, const void *data, size_t bytes);
 
 /* The stream ended in the middle of a packet. */
 static inline bool pmr_inlet_torn(const pmr_inlet *inlet)

@@ -61,6 +61,7 @@ typedef struct loopback {
     hub *hub;
     uint64_t random;
     bool *lost;      /* by rank */
+    bool *given_up;  /* by rank: the next poll loses it */
     stream *streams; /* by rank, then lane */
     uint32_t *order;
 } loopback;
@@ -348,11 +349,28 @@ static bool loopback_poll(pmr_endpoint *base)
         moved |= turn(self, self->order[i], &idle);
     }
     moved |= before != base->counts.packets_received;
-    for (uint32_t peer = 0; peer < base->ranks; peer++)
+    for (uint32_t peer = 0; peer < base->ranks; peer++) {
+        if (self->given_up[peer])
+            lose(self, peer, "was given up: there was no memory to take it out of a call in the middle");
         moved |= peer != base->rank && look_for_loss(self, peer);
+    }
     if (!idle)
         ring_bell(self->hub, base->rank);
     return moved;
+}
+
+static void loopback_abandon(pmr_endpoint *base, const void *data, size_t bytes)
+{
+    loopback *self = (loopback *)base;
+    for (uint32_t i = 0; i < base->ranks * LANES; i++) {
+        stream *stream = &self->streams[i];
+        bool copied = pmr_outbox_abandon(&stream->outbox, data, bytes);
+        if (!pmr_inlet_abandon(&stream->inlet, data, bytes) || !copied) {
+            pmr_outbox_drop(&stream->outbox);
+            stream->inlet.place = NULL;
+            self->given_up[stream->inlet.peer] = true;
+        }
+    }
 }
 
 static uint64_t loopback_unsent_bytes(const pmr_endpoint *base)
@@ -373,6 +391,7 @@ static void free_loopback(loopback *self)
     free(self->streams);
     free(self->order);
     free(self->lost);
+    free(self->given_up);
     free(self);
 }
 
@@ -430,9 +449,10 @@ static pmr_status loopback_open(const pmr_endpoint_options *options, pmr_endpoin
     if (self) {
         self->streams = calloc(count, sizeof *self->streams);
         self->lost = calloc(options->ranks, sizeof *self->lost);
+        self->given_up = calloc(options->ranks, sizeof *self->given_up);
         self->order = calloc(count, sizeof *self->order);
     }
-    if (!self || !self->streams || !self->lost || !self->order) {
+    if (!self || !self->streams || !self->lost || !self->given_up || !self->order) {
         if (self)
             free_loopback(self);
         return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for an endpoint of %u ranks", options->ranks);
@@ -468,6 +488,7 @@ static const pmr_endpoint_ops loopback_ops = {
     .send = loopback_send,
     .poll = loopback_poll,
     .resume = loopback_resume,
+    .abandon = loopback_abandon,
     .unsent_bytes = loopback_unsent_bytes,
     .close = loopback_close,
 };

@@ -17,6 +17,9 @@ static pmr_outgoing *entry_of(pmr_outbox *outbox, uint32_t number)
 
 void pmr_outbox_fini(pmr_outbox *outbox)
 {
+    for (uint32_t number = outbox->settled; number != outbox->put; number++)
+        free(entry_of(outbox, number)->owned);
+    outbox->settled = outbox->put;
     free(outbox->copies);
     outbox->copies = NULL;
 }
@@ -58,6 +61,7 @@ bool pmr_outbox_put(pmr_outbox *outbox, const pmr_packet *packet, const void *pa
         return false;
     pmr_outgoing *entry = entry_of(outbox, outbox->put);
     entry->copy_bytes = 0;
+    entry->owned = NULL;
     entry->payload = copy_bytes ? copy(outbox, payload, copy_bytes, &entry->copy_bytes) : payload;
     entry->packet = *packet;
     entry->cookie = cookie;
@@ -92,7 +96,10 @@ int pmr_outbox_gather(const pmr_outbox *outbox, struct iovec *vector, int count,
 
 static void forget(pmr_outbox *outbox)
 {
-    outbox->copy_used -= entry_of(outbox, outbox->settled)->copy_bytes;
+    pmr_outgoing *entry = entry_of(outbox, outbox->settled);
+    free(entry->owned);
+    entry->owned = NULL;
+    outbox->copy_used -= entry->copy_bytes;
     if (outbox->copy_used == 0)
         outbox->copy_head = 0;
     outbox->settled++;
@@ -119,6 +126,21 @@ void pmr_outbox_advance(pmr_outbox *outbox, size_t bytes)
         outbox->written++;
     }
     forget_untold(outbox);
+}
+
+bool pmr_outbox_abandon(pmr_outbox *outbox, const void *data, size_t bytes)
+{
+    for (uint32_t number = outbox->written; number != outbox->put; number++) {
+        pmr_outgoing *entry = entry_of(outbox, number);
+        if (!entry->cookie || entry->owned || !pmr_overlap(entry->payload, entry->packet.payload_bytes, data, bytes))
+            continue;
+        entry->owned = malloc(entry->packet.payload_bytes);
+        if (!entry->owned)
+            return false;
+        memcpy(entry->owned, entry->payload, entry->packet.payload_bytes);
+        entry->payload = entry->owned;
+    }
+    return true;
 }
 
 void pmr_outbox_drop(pmr_outbox *outbox)

@@ -23,6 +23,7 @@ typedef struct pmr_outgoing {
     const uint8_t *payload;
     uint64_t cookie;
     uint32_t copy_bytes; /* of the ring of bytes, with what was left free at its end */
+    uint8_t *owned;      /* the payload, if its owner abandoned it: freed with the entry */
 } pmr_outgoing;
 
 typedef struct pmr_outbox {
@@ -55,6 +56,9 @@ static inline bool pmr_outbox_empty(const pmr_outbox *outbox)
 int pmr_outbox_gather(const pmr_outbox *outbox, struct iovec *vector, int count, size_t bytes_max);
 
 void pmr_outbox_advance(pmr_outbox *outbox, size_t bytes);
+
+/* Copies what is still to be written out of [data, data + bytes). False: there is no memory, and some is not copied. */
+bool pmr_outbox_abandon(pmr_outbox *outbox, const void *data, size_t bytes);
 
 /* The rest will never be written: all entries count as written. */
 void pmr_outbox_drop(pmr_outbox *outbox);

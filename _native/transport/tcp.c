@@ -168,6 +168,22 @@ static void tcp_resume(pmr_endpoint *base, uint32_t peer, uint32_t lane)
     }
 }
 
+static void tcp_abandon(pmr_endpoint *base, const void *data, size_t bytes)
+{
+    pmr_tcp *self = (pmr_tcp *)base;
+    for (uint32_t i = 0; i < base->ranks * base->lanes; i++) {
+        pmr_flow *flow = self->flows[i];
+        if (!flow || flow->state == PMR_FLOW_ENDED)
+            continue;
+        bool copied = pmr_outbox_abandon(&flow->outbox, data, bytes);
+        if (pmr_inlet_abandon(&flow->inlet, data, bytes) && copied)
+            continue;
+        pmr_flow_close(flow); /* so that nothing is read or written any more */
+        flow->given_up = flow->mute = true;
+        pmr_tcp_due(self, flow);
+    }
+}
+
 static uint64_t tcp_unsent_bytes(const pmr_endpoint *base)
 {
     return ((const pmr_tcp *)base)->unsent_bytes;
@@ -273,7 +289,7 @@ static bool acknowledged(const pmr_tcp *self)
 static bool flush(pmr_tcp *self, int64_t deadline_ns)
 {
     for (;;) {
-        while (tcp_poll(&self->base))
+        while (tcp_poll(&self->base) && pmr_now_ns() < deadline_ns)
             continue;
         bool unsent = self->unsent_bytes > 0;
         if (!unsent && acknowledged(self))
@@ -398,6 +414,7 @@ static const pmr_endpoint_ops tcp_ops = {
     .send = tcp_send,
     .poll = tcp_poll,
     .resume = tcp_resume,
+    .abandon = tcp_abandon,
     .unsent_bytes = tcp_unsent_bytes,
     .close = tcp_close,
 };

@@ -17,7 +17,7 @@
 #include "transport/inlet.h"
 #include "transport/outbox.h"
 
-#define PMR_TCP_GUESTS_MAX 64u
+#define PMR_TCP_GUESTS_MAX 128u
 #define PMR_TCP_TICK_NS    250000000
 
 typedef enum pmr_flow_state {
@@ -47,6 +47,7 @@ struct pmr_flow {
     uint32_t events; /* that the kernel watches; 0: not in the epoll set */
     uint32_t dials;  /* that came to nothing */
     int refusal;     /* what connect said at once, as an errno; the next poll acts on it */
+    bool given_up;   /* it could not be abandoned otherwise; the next poll loses the peer */
     uint32_t refusals; /* dials that ended before the key was proven */
     int64_t dialed_ns;
     int64_t rest_until_ns;

@@ -216,10 +216,12 @@ pmr_talking pmr_tcp_talk_on(int fd, pmr_tcp_talk *talk)
     return PMR_TALK_HEARD;
 }
 
-/* The other side closed in the middle. It may have been crowded; but not again and again. */
+/* The other side closed in the middle. */
 static bool refused(pmr_tcp *self, pmr_flow *flow)
 {
-    if (pmr_now_ns() - flow->dialed_ns < PATIENCE_NS && ++flow->refusals == REFUSALS_MAX)
+    if (pmr_now_ns() - flow->dialed_ns >= PATIENCE_NS)
+        flow->dials = 0; /* one of us did not poll for long: no sign of anything */
+    else if (++flow->refusals == REFUSALS_MAX)
         flow->dials = DIALS_MAX;
     return rest(self, flow, "it closes each connection before the key is proven (is the secret the same there?)");
 }
@@ -255,6 +257,7 @@ void pmr_flow_open(pmr_tcp *self, pmr_flow *flow, int fd)
         pmr_flow_close(flow); /* our own dial, which crossed */
         flow->fd = fd;
     }
+    flow->refusal = 0;
     flow->state = PMR_FLOW_OPEN;
     self->base.counts.connections++;
     pmr_flow_watch(self, flow);
@@ -352,6 +355,8 @@ bool pmr_flow_due(pmr_tcp *self, pmr_flow *flow)
 {
     bool moved = false;
     const char *why;
+    if (flow->given_up)
+        return end_badly(self, flow, ENOMEM);
     if (flow->refusal) {
         int problem = flow->refusal;
         flow->refusal = 0;

@@ -4,8 +4,9 @@
  *
  * Strangers must cost next to nothing. The kernel gives a connection to us only when its first bytes are there; those
  * are read at once, and what is no HELLO under the key is closed on the spot. There is a fixed number of places; when
- * they are full the oldest guest goes, first among those that said nothing valid. A guest has some seconds. A rank that
- * was turned out in the crowd dials again. Invariant: a guest costs its place and one descriptor, no other memory.
+ * they are full the oldest guest goes that has said nothing valid yet. Those that have are never turned out: while they
+ * fill all places, nobody else is let in. A guest has some seconds. Invariant: a guest costs its place and one
+ * descriptor, no other memory.
  */
 #include <errno.h>
 #include <sys/epoll.h>
@@ -17,6 +18,21 @@
 #define ACCEPTS_PER_TURN 16u
 #define GUEST_NS         10000000000
 
+static void listen_again(pmr_tcp *self)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = pmr_tcp_about(PMR_TCP_LISTENER, 0)};
+    if (!self->listening)
+        self->listening = epoll_ctl(self->base.descriptor, EPOLL_CTL_ADD, self->listener, &event) == 0;
+}
+
+/* Until there is a place, or the next tick: the kernel would report waiting connections again and again. */
+static void listen_later(pmr_tcp *self)
+{
+    epoll_ctl(self->base.descriptor, EPOLL_CTL_DEL, self->listener, NULL);
+    self->listening = false;
+    pmr_tcp_start_ticking(self);
+}
+
 static void dismiss(pmr_tcp *self, pmr_tcp_guest *guest, bool stranger)
 {
     close(guest->fd);
@@ -25,18 +41,17 @@ static void dismiss(pmr_tcp *self, pmr_tcp_guest *guest, bool stranger)
     self->base.counts.strangers += stranger;
 }
 
-/* A free place, made if need be. */
-static uint32_t place(pmr_tcp *self)
+/* A place that is free, or whose guest may be turned out; NULL: all are taken by guests that have the key. */
+static pmr_tcp_guest *find_place(pmr_tcp *self)
 {
-    uint32_t oldest = 0;
+    pmr_tcp_guest *oldest = NULL;
     for (uint32_t i = 0; i < PMR_TCP_GUESTS_MAX; i++) {
-        const pmr_tcp_guest *guest = &self->guests[i], *other = &self->guests[oldest];
+        pmr_tcp_guest *guest = &self->guests[i];
         if (guest->fd < 0)
-            return i;
-        if (guest->screened != other->screened ? other->screened : guest->deadline_ns < other->deadline_ns)
-            oldest = i;
+            return guest;
+        if (!guest->screened && (!oldest || guest->deadline_ns < oldest->deadline_ns))
+            oldest = guest;
     }
-    dismiss(self, &self->guests[oldest], !self->guests[oldest].screened);
     return oldest;
 }
 
@@ -63,6 +78,7 @@ static bool decide(pmr_tcp *self, pmr_tcp_guest *guest)
     }
     guest->fd = -1;
     self->guest_count--;
+    listen_again(self);
     /* Its index in the epoll set is to be the flow's. */
     epoll_ctl(self->base.descriptor, EPOLL_CTL_DEL, fd, NULL);
     pmr_flow_open(self, flow, fd);
@@ -85,10 +101,11 @@ bool pmr_tcp_guest_event(pmr_tcp *self, uint32_t index)
     return guest->talk.handshake.stage == PMR_HANDSHAKE_PROVEN && decide(self, guest);
 }
 
-static void receive(pmr_tcp *self, int fd)
+static void receive(pmr_tcp *self, pmr_tcp_guest *guest, int fd)
 {
-    uint32_t index = place(self);
-    pmr_tcp_guest *guest = &self->guests[index];
+    uint32_t index = (uint32_t)(guest - self->guests);
+    if (guest->fd >= 0)
+        dismiss(self, guest, true);
     guest->fd = fd;
     guest->screened = false;
     guest->deadline_ns = pmr_now_ns() + GUEST_NS;
@@ -107,17 +124,16 @@ static void receive(pmr_tcp *self, int fd)
     pmr_tcp_start_ticking(self);
 }
 
+/* False always: nobody waits for strangers. */
 bool pmr_tcp_accept(pmr_tcp *self)
 {
     for (uint32_t i = 0; i < ACCEPTS_PER_TURN; i++) {
-        int fd = accept4(self->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        pmr_tcp_guest *guest = find_place(self);
+        int fd = guest ? accept4(self->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC) : -1;
         if (fd >= 0) {
-            receive(self, fd);
-        } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            /* It would be reported again and again: the next tick listens anew. */
-            epoll_ctl(self->base.descriptor, EPOLL_CTL_DEL, self->listener, NULL);
-            self->listening = false;
-            pmr_tcp_start_ticking(self);
+            receive(self, guest, fd);
+        } else if (!guest || errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+            listen_later(self);
             return false;
         } else if (errno == EAGAIN) {
             return false;
@@ -126,15 +142,19 @@ bool pmr_tcp_accept(pmr_tcp *self)
     return false;
 }
 
+/* Whose time is over goes, unless what we waited for has come and nobody polled. */
 void pmr_tcp_guests_tick(pmr_tcp *self, int64_t now_ns)
 {
-    if (!self->listening) {
-        struct epoll_event event = {.events = EPOLLIN, .data.u64 = pmr_tcp_about(PMR_TCP_LISTENER, 0)};
-        self->listening = epoll_ctl(self->base.descriptor, EPOLL_CTL_ADD, self->listener, &event) == 0;
+    listen_again(self);
+    for (uint32_t i = 0; i < PMR_TCP_GUESTS_MAX && self->guest_count; i++) {
+        pmr_tcp_guest *guest = &self->guests[i];
+        if (guest->fd < 0 || now_ns < guest->deadline_ns)
+            continue;
+        pmr_handshake_stage stage = guest->talk.handshake.stage;
+        pmr_tcp_guest_event(self, i);
+        if (guest->fd >= 0 && guest->talk.handshake.stage == stage)
+            dismiss(self, guest, !guest->screened);
     }
-    for (uint32_t i = 0; i < PMR_TCP_GUESTS_MAX && self->guest_count; i++)
-        if (self->guests[i].fd >= 0 && now_ns >= self->guests[i].deadline_ns)
-            dismiss(self, &self->guests[i], !self->guests[i].screened);
 }
 
 void pmr_tcp_guests_close(pmr_tcp *self)

@@ -28,6 +28,7 @@
 #define EVENTS_PER_POLL 64
 #define CLOSE_SLICE_MS  20
 #define WHY_BYTES       512u
+#define ABANDON_NS      200000000
 
 pmr_zmq_flow *pmr_zmq_flow_of(pmr_zmq_endpoint *self, uint32_t peer, uint32_t lane)
 {
@@ -164,6 +165,41 @@ static void zmq_resume(pmr_endpoint *base, uint32_t peer, uint32_t lane)
     }
 }
 
+/* Whether libzmq may still read anything of it. */
+static bool lent_out_of(pmr_zmq_flow *flow, const void *data, size_t bytes)
+{
+    for (uint32_t number = flow->outbox.settled; number != flow->outbox.written; number++) {
+        const pmr_outgoing *entry = &flow->outbox.entry[number % PMR_OUTBOX_ENTRIES];
+        if (atomic_load_explicit(&flow->slot[number % PMR_OUTBOX_ENTRIES].lent, memory_order_acquire) &&
+            pmr_overlap(entry->payload, entry->packet.payload_bytes, data, bytes))
+            return true;
+    }
+    return false;
+}
+
+/* What libzmq holds cannot be copied behind its back: it gets a moment to write it, then the connection is closed, which
+ * makes it let go. Nothing that arrives is affected: its place is written in one go. */
+static void zmq_abandon(pmr_endpoint *base, const void *data, size_t bytes)
+{
+    pmr_zmq_endpoint *self = (pmr_zmq_endpoint *)base;
+    int64_t patience_ns = pmr_now_ns() + ABANDON_NS;
+    for (uint32_t i = 0; i < base->ranks * base->lanes; i++) {
+        pmr_zmq_flow *flow = self->flows[i];
+        if (!flow)
+            continue;
+        if (!pmr_outbox_abandon(&flow->outbox, data, bytes))
+            pmr_zmq_lose(self, flow->peer, "gave up rank %u (%s): no memory to take it out of a call in the middle",
+                         flow->peer, self->peers[flow->peer].address);
+        while (lent_out_of(flow, data, bytes)) {
+            if (pmr_now_ns() > patience_ns)
+                pmr_zmq_lose(self, flow->peer, "gave up rank %u (%s): it did not take what a call in the middle had sent",
+                             flow->peer, self->peers[flow->peer].address);
+            struct pollfd waiting = {.fd = self->wake, .events = POLLIN};
+            poll(&waiting, 1, 1);
+        }
+    }
+}
+
 static uint64_t zmq_unsent_bytes(const pmr_endpoint *base)
 {
     return ((const pmr_zmq_endpoint *)base)->unsent_bytes;
@@ -193,7 +229,7 @@ static bool settle_lending(pmr_zmq_endpoint *self)
 static bool tick(pmr_zmq_endpoint *self)
 {
     int64_t now_ns = pmr_now_ns();
-    bool moved = false;
+    bool moved = pmr_zmq_route(self); /* before guests are found to be late who were only not heard */
     for (uint32_t i = 0; i < PMR_ZMQ_GUESTS_MAX; i++)
         self->guests[i].taken = self->guests[i].taken && now_ns < self->guests[i].deadline_ns;
     for (uint32_t i = 0; i < self->base.ranks * self->base.lanes; i++)
@@ -304,7 +340,7 @@ static void free_endpoint(pmr_zmq_endpoint *self, int linger_ms)
 static bool flush(pmr_zmq_endpoint *self, int64_t deadline_ns)
 {
     for (;;) {
-        while (zmq_poll(&self->base))
+        while (zmq_poll(&self->base) && pmr_now_ns() < deadline_ns)
             continue;
         if (!self->unsent_bytes)
             return true;
@@ -437,6 +473,7 @@ static const pmr_endpoint_ops zmq_ops = {
     .send = zmq_send_packet,
     .poll = zmq_poll,
     .resume = zmq_resume,
+    .abandon = zmq_abandon,
     .unsent_bytes = zmq_unsent_bytes,
     .close = zmq_close,
 };

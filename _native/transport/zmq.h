@@ -101,6 +101,7 @@ typedef struct pmr_zmq_endpoint {
     uint32_t socket_bytes;
     uint32_t named_mask;
     uint32_t losing;
+    uint32_t monitors; /* ever made: each has a name of its own */
     uint64_t unsent_bytes;
     pmr_zmq_flow *due, *lending;
     pmr_zmq_peer *peers;

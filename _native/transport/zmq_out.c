@@ -21,6 +21,7 @@
 #define UNANSWERED_MAX     4u /* nobody listens: ports are bound before they are published, so the peer is gone */
 #define UNANSWERED_NS      1000000000 /* a connection that fails sooner was refused, and did not time out */
 #define PATIENCE_NS        5000000000
+#define ANSWER_NS          15000000000
 #define REST_MIN_NS        20000000
 #define REST_MAX_NS        1000000000
 #define CUT_NS             200000000 /* between the end of a connection and that of its peer: goodbyes may be on their way */
@@ -74,7 +75,7 @@ static bool set_options(pmr_zmq_endpoint *self, pmr_zmq_flow *flow)
 static bool watch_connection(pmr_zmq_endpoint *self, pmr_zmq_flow *flow)
 {
     char name[64];
-    snprintf(name, sizeof name, "inproc://pmrun-monitor-%u-%u", index_of(self, flow), flow->dials + flow->refusals);
+    snprintf(name, sizeof name, "inproc://pmrun-monitor-%u", self->monitors++);
     if (self->zmq.socket_monitor(flow->socket, name, EVENTS) != 0)
         return false;
     flow->monitor = self->zmq.socket(self->context, PMR_ZMQ_PAIR);
@@ -150,7 +151,9 @@ static bool connection_ended(pmr_zmq_endpoint *self, pmr_zmq_flow *flow, uint16_
                                 flow->peer, peer->address);
         return rest(self, flow, "no connection can be made");
     }
-    if (took_ns < PATIENCE_NS && ++flow->refusals == REFUSALS_MAX)
+    if (took_ns >= PATIENCE_NS)
+        flow->dials = 0; /* one of us did not poll for long: no sign of anything */
+    else if (++flow->refusals == REFUSALS_MAX)
         flow->dials = DIALS_MAX;
     return rest(self, flow, "it closes each connection before the key is proven (is the secret the same there?)");
 }
@@ -344,6 +347,10 @@ bool pmr_zmq_out_tick(pmr_zmq_endpoint *self, pmr_zmq_flow *flow, int64_t now_ns
             pmr_zmq_dial(self, flow);
         else
             return pmr_zmq_lose(self, flow->peer, "cannot connect to rank %u (%s)", flow->peer, peer->address);
+    }
+    if (flow->state == PMR_ZMQ_DIALING && now_ns - flow->dialed_ns > ANSWER_NS) {
+        flow->dials = 0; /* the peer does not poll, or has forgotten us in a crowd: it is asked anew */
+        return rest(self, flow, "it does not answer");
     }
     if (!peer->cut_ns || peer->losing || peer->lost || now_ns - peer->cut_ns < CUT_NS)
         return false;

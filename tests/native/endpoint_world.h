@@ -41,7 +41,10 @@ typedef struct flow { /* packets of one (sender, receiver, lane) */
     uint32_t count;   /* to be sent */
     uint32_t sent, given_back, received;
     uint8_t **payload; /* of packets with a cookie, until they are given back */
+    bool *ruined;      /* of those, whether the sender abandoned and overwrote it */
     uint8_t *place;    /* at the receiver, for the packet that is being read */
+    uint32_t place_bytes;
+    bool abandoned; /* the place was, and freed */
     bool held;
 } flow;
 
@@ -115,6 +118,7 @@ static inline pmr_placing world_place(void *arg, uint32_t peer, uint32_t lane, c
     if (packet->payload_bytes <= PMR_PACKET_SHOW_MAX && draw(2))
         return PMR_PLACE_SHOW;
     *into_out = flow->place = malloc(packet->payload_bytes + 1);
+    flow->place_bytes = packet->payload_bytes;
     return PMR_PLACE_INTO;
 }
 
@@ -124,9 +128,10 @@ static inline void world_arrived(void *arg, uint32_t peer, uint32_t lane, const 
     flow *flow = &self->world->flow[peer][self->rank][lane];
     uint64_t mixed = mix(peer, self->rank, lane, flow->received);
     CHECK(packet->seq == flow->received && packet->fingerprint == mixed);
+    CHECK(flow->abandoned ? !payload : filled(payload, packet->payload_bytes, mixed));
     CHECK(!flow->place || payload == flow->place);
-    CHECK(filled(payload, packet->payload_bytes, mixed));
-    CHECK(flow->place || packet->payload_bytes == 0 || (uintptr_t)payload % 8 == 0);
+    flow->abandoned = false;
+    CHECK(flow->place || !payload || packet->payload_bytes == 0 || (uintptr_t)payload % 8 == 0);
     free(flow->place);
     flow->place = NULL;
     flow->received++;
@@ -139,7 +144,7 @@ static inline void world_sent(void *arg, uint64_t cookie)
     uint32_t number = (uint32_t)(cookie - 1);
     flow *flow = &self->world->flow[self->rank][to][lane];
     CHECK(number < flow->sent && flow->payload[number]);
-    CHECK(self->lost[to] || filled(flow->payload[number], self->world->size_of(mix(self->rank, to, lane, number), lane),
+    CHECK(self->lost[to] || flow->ruined[number] || filled(flow->payload[number], self->world->size_of(mix(self->rank, to, lane, number), lane),
                                    mix(self->rank, to, lane, number)));
     free(flow->payload[number]);
     flow->payload[number] = NULL;
@@ -237,6 +242,7 @@ static inline void world_close(world *world)
                 for (uint32_t i = 0; flow->payload && i < flow->count; i++)
                     free(flow->payload[i]);
                 free(flow->payload);
+                free(flow->ruined);
                 free(flow->place);
             }
 }
@@ -246,6 +252,28 @@ static inline void world_plan(world *world, uint32_t from, uint32_t to, uint32_t
     flow *flow = &world->flow[from][to][lane];
     flow->count = count;
     flow->payload = calloc(count, sizeof *flow->payload);
+    flow->ruined = calloc(count, sizeof *flow->ruined);
+}
+
+/* One side gives up in the middle of a packet: its memory is overwritten, or freed, at once. */
+static inline void world_abandon(world *world, uint32_t from, uint32_t to, uint32_t lane)
+{
+    flow *flow = &world->flow[from][to][lane];
+    if (flow->place) {
+        pmr_endpoint_abandon(world->member[to].endpoint, flow->place, flow->place_bytes);
+        free(flow->place);
+        flow->place = NULL;
+        flow->abandoned = true;
+    }
+    if (!flow->sent)
+        return;
+    uint32_t number = flow->sent - 1 - draw(flow->sent < 4 ? flow->sent : 4);
+    uint32_t bytes = world->size_of(mix(from, to, lane, number), lane);
+    if (flow->payload[number] && bytes) {
+        pmr_endpoint_abandon(world->member[from].endpoint, flow->payload[number], bytes);
+        memset(flow->payload[number], 0xee, bytes);
+        flow->ruined[number] = true;
+    }
 }
 
 /* Sends the next packet of a flow. False: its queue is full. */
@@ -309,6 +337,8 @@ static inline bool world_turn(world *world, bool *moved_out)
                     continue;
                 if (world->member[from].endpoint && flow->sent < flow->count && !world->member[from].lost[to])
                     *moved_out |= world_send(world, from, to, lane);
+                if (world->member[from].endpoint && world->member[to].endpoint && draw(50) == 0)
+                    world_abandon(world, from, to, lane);
                 if (flow->held && world->member[to].endpoint && draw(2)) {
                     flow->held = false;
                     if (!world->member[to].lost[from])
