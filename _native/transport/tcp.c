@@ -119,7 +119,8 @@ bool pmr_tcp_lose(pmr_tcp *self, uint32_t peer, const char *format, ...)
 /* As much as the kernel takes of a packet on a flow where nothing waits. */
 static uint32_t write_now(pmr_flow *flow, const pmr_packet *packet, const void *payload)
 {
-    struct iovec vector[2] = {{(void *)(uintptr_t)packet, sizeof *packet}, {(void *)(uintptr_t)payload, packet->payload_bytes}};
+    struct iovec vector[2] = {{(void *)(uintptr_t)packet, sizeof *packet},
+                              {(void *)(uintptr_t)payload, packet->payload_bytes}};
     struct msghdr message = {.msg_iov = vector, .msg_iovlen = packet->payload_bytes ? 2 : 1};
     ssize_t done = sendmsg(flow->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     return done > 0 ? (uint32_t)done : 0; /* an error shows again when the rest is pushed */

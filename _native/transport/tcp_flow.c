@@ -113,6 +113,13 @@ static bool end_well(pmr_tcp *self, pmr_flow *flow)
     return pmr_tcp_lose(self, peer, "rank %u (%s) closed its connections", peer, name_of(self, peer, name));
 }
 
+static const char *text_of(int problem)
+{
+    if (problem == 0)
+        return "its connection ended, so its process did";
+    return problem == ETIMEDOUT ? "nothing was heard of it for 20 s; its node or the network is down" : strerror(problem);
+}
+
 /* `problem`: an errno, or 0 for an end of the stream. */
 static bool end_badly(pmr_tcp *self, pmr_flow *flow, int problem)
 {
@@ -126,8 +133,7 @@ static bool end_badly(pmr_tcp *self, pmr_flow *flow, int problem)
                 break;
     }
     char name[PMR_ADDRESS_BYTES];
-    return pmr_tcp_lose(self, peer, "lost rank %u (%s): %s", peer, name_of(self, peer, name),
-                        problem ? strerror(problem) : "its connection ended, so its process did");
+    return pmr_tcp_lose(self, peer, "lost rank %u (%s): %s", peer, name_of(self, peer, name), text_of(problem));
 }
 
 /* ---- dialling ---- */

@@ -359,6 +359,7 @@ bool pmr_zmq_out_tick(pmr_zmq_endpoint *self, pmr_zmq_flow *flow, int64_t now_ns
         if (other && other->goodbye)
             return pmr_zmq_look_for_end(self, flow->peer); /* the last packets may be held back */
     }
-    return pmr_zmq_lose(self, flow->peer, "lost rank %u (%s): its connection ended, so its process did", flow->peer,
-                        peer->address);
+    return pmr_zmq_lose(self, flow->peer,
+                        "lost rank %u (%s): its connection ended; its process, its node or the network is gone",
+                        flow->peer, peer->address);
 }

@@ -144,8 +144,9 @@ static inline void world_sent(void *arg, uint64_t cookie)
     uint32_t number = (uint32_t)(cookie - 1);
     flow *flow = &self->world->flow[self->rank][to][lane];
     CHECK(number < flow->sent && flow->payload[number]);
-    CHECK(self->lost[to] || flow->ruined[number] || filled(flow->payload[number], self->world->size_of(mix(self->rank, to, lane, number), lane),
-                                   mix(self->rank, to, lane, number)));
+    uint64_t mixed = mix(self->rank, to, lane, number);
+    CHECK(self->lost[to] || flow->ruined[number] ||
+          filled(flow->payload[number], self->world->size_of(mixed, lane), mixed));
     free(flow->payload[number]);
     flow->payload[number] = NULL;
     flow->given_back++;

@@ -55,7 +55,7 @@ static void test_sizes(const char *transport)
 static void test_leaving(const char *transport)
 {
     static world world;
-    for (uint32_t round = 0; round < 20; round++) {
+    for (uint32_t round = 0; round < 10; round++) {
         world_open(&world, transport, library, 3);
         world.size_of = size_random;
         for (uint32_t from = 0; from < 3; from++)
