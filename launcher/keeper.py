@@ -82,6 +82,7 @@ def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> 
             poller.wait(None if backstop is None else max(0.0, backstop - time.monotonic()))
             if backstop is not None and time.monotonic() >= backstop:
                 os.kill(pid, signal.SIGKILL)
+                backstop = time.monotonic() + _SWEEP_S  # it may hang in the kernel
         process_tree.sweep((), _SWEEP_S)
     finally:
         inbox.close()
