@@ -101,6 +101,21 @@ class ControlGroups:
                 here = os.path.dirname(here)
 
 
+class OomWatch:
+    """Tells whose end the kernel's out-of-memory killer explains: each of its kills, from now on, explains one."""
+
+    def __init__(self, groups: ControlGroups) -> None:
+        self._groups = groups
+        self._explained = groups.oom_kills()
+
+    def explains(self) -> bool:
+        """Whether there was a kill that no end was explained with yet."""
+        if self._groups.oom_kills() <= self._explained:
+            return False
+        self._explained += 1
+        return True
+
+
 def usable_cpus(groups: ControlGroups) -> int:
     """CPUs that this process may keep busy: the affinity mask's, bounded by the quota, at least 1."""
     cpus = len(os.sched_getaffinity(0))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pmrun.launcher.cgroup import ControlGroups, usable_cpus
+from pmrun.launcher.cgroup import ControlGroups, OomWatch, usable_cpus
 
 
 def tree(root, files):
@@ -65,6 +65,16 @@ def test_container_whose_path_is_not_mounted(tmp_path):
     assert groups.cpu_quota() == 2.0
     assert groups.memory_limit() is None
     assert groups.oom_kills() == 9, "the machine's count where no group has one"
+
+
+def test_each_kill_for_memory_explains_one_end(tmp_path):
+    def kills(count):
+        return {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.events": f"oom 9\noom_kill {count}\n"}
+
+    watch = OomWatch(tree(tmp_path, kills(3)))
+    assert not watch.explains(), "those from before are others'"
+    tree(tmp_path, kills(5))
+    assert [watch.explains() for _ in range(3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "0::/../..\n", "0:::::\nx:y\n"])
