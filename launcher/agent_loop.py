@@ -21,7 +21,7 @@ from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import agent, keys, limits, process_tree, rank_process
 from pmrun.launcher.agent_store import AgentStore
-from pmrun.launcher.cgroup import ControlGroups, usable_cpus, usable_memory
+from pmrun.launcher.cgroup import ControlGroups, OomWatch, usable_cpus, usable_memory
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.lease import LEASE_S, Leases
 from pmrun.launcher.link import Link, LinkLost
@@ -65,7 +65,7 @@ class AgentLoop:
         self._poller = Poller()
         self._inbox = SignalInbox((signal.SIGCHLD, signal.SIGTERM))
         self._groups = ControlGroups()
-        self._oom_kills = 0
+        self._oom = OomWatch(self._groups)
         self._start: wire.Start | None = None
         self._window: Window | None = None
         self._status_fd = -1
@@ -223,7 +223,7 @@ class AgentLoop:
             pid=process.pid,
             status=status,
             sent_signal=sent,
-            oom=status == -signal.SIGKILL and not sent and self._oom_killed(),
+            oom=status == -signal.SIGKILL and not sent and self._oom.explains(),
             abort_state=abort.state if abort else 0,
             abort_rank=abort.rank if abort else -1,
             abort_text=abort.text if abort else "",
@@ -233,13 +233,6 @@ class AgentLoop:
             standing=self._standing.get(rank),
         )
         self._do(self._machine.on_rank_exited(exited, time.monotonic()))
-
-    def _oom_killed(self) -> bool:
-        """Whether the kernel killed somebody for memory that no rank's end was explained with yet."""
-        if self._groups.oom_kills() <= self._oom_kills:
-            return False
-        self._oom_kills += 1
-        return True
 
     def _on_output(self, stream: OutputStream) -> None:
         fd = stream.fd
@@ -307,7 +300,6 @@ class AgentLoop:
         if refusal is not None:
             self._refuse(refusal, ExitCode.USAGE)
             return
-        self._oom_kills = self._groups.oom_kills()
         open_files = limits.raise_open_files(ranks)
         cpus = usable_cpus(self._groups)
         heap = heap_bytes(usable_memory(self._groups), ranks)

@@ -49,10 +49,18 @@ class ControlGroups:
         limits += [int(text) for text in self._values("memory", "memory.limit_in_bytes") if _number(text)]
         return min((limit for limit in limits if limit < _NO_LIMIT_V1), default=None)
 
-    def memory_used(self) -> int | None:
-        """Bytes that the nearest group uses, page cache included."""
-        texts = [*self._values(None, "memory.current"), *self._values("memory", "memory.usage_in_bytes")]
-        return next((int(text) for text in texts if _number(text)), None)
+    def memory_left(self) -> int | None:
+        """Bytes that may still be used, or None. Each group's use counts against its own limit."""
+        left = []
+        for controller, most, now in (
+            (None, "memory.max", "memory.current"),
+            ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            for limit, used in zip(self._values(controller, most), self._values(controller, now), strict=False):
+                if _number(limit) and _number(used) and int(limit) < _NO_LIMIT_V1:
+                    reclaimable = int(limit) // 2  # page cache counts as used; half a group of it is common
+                    left.append(max(int(limit) - int(used), reclaimable))
+        return min(left, default=None)
 
     def processes_left(self) -> int | None:
         """How many more processes and threads the groups allow, or None."""
@@ -91,6 +99,21 @@ class ControlGroups:
                 if here == top:
                     break
                 here = os.path.dirname(here)
+
+
+class OomWatch:
+    """Tells whose end the kernel's out-of-memory killer explains: each of its kills, from now on, explains one."""
+
+    def __init__(self, groups: ControlGroups) -> None:
+        self._groups = groups
+        self._explained = groups.oom_kills()
+
+    def explains(self) -> bool:
+        """Whether there was a kill that no end was explained with yet."""
+        if self._groups.oom_kills() <= self._explained:
+            return False
+        self._explained += 1
+        return True
 
 
 def usable_cpus(groups: ControlGroups) -> int:

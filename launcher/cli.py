@@ -40,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), ExitCode.START_FAILED)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # `pmrun --help | head -1`: whoever read has what they wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except Exception:  # noqa: BLE001 - whatever else is raised is a defect, which has an exit code of its own
         sys.excepthook(*sys.exc_info())
         return _complain("this is a defect of pmrun; please report it with the lines above", ExitCode.INTERNAL)
@@ -51,6 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str, code: int) -> int:
     print("pmrun: " + " ".join(text.splitlines()), file=sys.stderr)
     return code
+
+
+def _show(text: str) -> int:
+    """Write `text` to the standard output, whose failing is no defect of pmrun; returns the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What the stream still holds would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # `pmrun --help | head -1`: whoever read has what they wanted
+            return ExitCode.OK
+        return _complain(f"cannot write the standard output: {error.strerror}", ExitCode.OUTPUT_FAILED)
+    return ExitCode.OK
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -64,9 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
             asked.put(setting.option, setting.text)
     page = _page(asked)
     if page:
-        sys.stdout.write(page)
-        sys.stdout.flush()
-        return ExitCode.OK
+        return _show(page)
     job = build_job(line)
     return _hand_over(job, dry_run=asked.get(opt.DRY_RUN))
 
@@ -100,8 +109,7 @@ def _hand_over(job: Job, *, dry_run: bool) -> int:
     if dry_run:
         import json
 
-        print(json.dumps(backend.dry_run(job), indent=2))
-        return ExitCode.OK
+        return _show(json.dumps(backend.dry_run(job), indent=2) + "\n")
     if job.output.directory is not None:
         _make_directory(job.output.directory)
     code: int = backend.run(job)

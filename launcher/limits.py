@@ -86,10 +86,9 @@ def _own_threads() -> int:
 def _refuse_memory(ranks: int, groups: ControlGroups) -> str | None:
     needed = ranks * BYTES_PER_RANK
     available = _available()
-    limit, used = groups.memory_limit(), groups.memory_used()
-    if limit is not None and used is not None:
-        reclaimable = limit // 2  # page cache counts as used; half a group of it is common
-        available = min(available, max(limit - used, reclaimable))
+    left = groups.memory_left()
+    if left is not None:
+        available = min(available, left)
     if needed <= available:
         return None
     return (

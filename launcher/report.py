@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report at the end of a gang that failed: first cause, its traceback or last lines, the others in a line.
 
-Where the gang was stopped from outside, it tells who waited in which call instead. Pure text from an `Outcome`. The traceback is found in the tail of the rank's standard error, so the user's
-code needs no decorator and no hook. Invariant: a gang that ended well has no report.
+Where the gang was stopped from outside, it tells who waited in which call instead. Pure text from an `Outcome`. The
+traceback is found in the tail of the rank's standard error, so the user's code needs no decorator and no hook.
+Invariant: a gang that ended well has no report.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher.describe import ended, rank_list
-from pmrun.launcher.gang import Kind, Outcome
+from pmrun.launcher.gang import Cause, Kind, Outcome
 
 LAST_LINES: Final = 20
 TRACEBACK_LINES: Final = 40
@@ -33,7 +34,7 @@ def compose(outcome: Outcome) -> str:
     """The report, with a newline at its end, or "" when there is nothing to say."""
     cause = outcome.cause
     lines: list[str] = []
-    if cause is not None and cause.code != ExitCode.OUTPUT_CLOSED:  # other tools end silently then, too
+    if cause is not None and not _reader_left(cause):
         if cause.kind is Kind.RANK:
             lines += _failed_rank(outcome, cause.rank, cause.witness, cause.text)
         elif cause.kind is Kind.MISMATCH:
@@ -51,6 +52,11 @@ def compose(outcome: Outcome) -> str:
     for node, pid in outcome.survivors:
         lines.append(f"process {pid} on {node} hangs in the kernel and did not end; look at it with ps")
     return "".join(f"pmrun: {line}\n" if not line.startswith("  ") else f"{line}\n" for line in lines)
+
+
+def _reader_left(cause: Cause) -> bool:
+    """Whether pmrun's own reader went away, where other tools end silently too. A rank's code may be the same."""
+    return cause.kind is Kind.OUTPUT and cause.code == ExitCode.OUTPUT_CLOSED
 
 
 def traceback_of(tail: str) -> list[str]:

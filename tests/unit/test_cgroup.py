@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pmrun.launcher.cgroup import ControlGroups, usable_cpus
+from pmrun.launcher.cgroup import ControlGroups, OomWatch, usable_cpus
 
 
 def tree(root, files):
@@ -22,6 +22,7 @@ def test_version_2(tmp_path):
         "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
         "sys/fs/cgroup/a/memory.max": "1073741824\n",
         "sys/fs/cgroup/a/b/memory.max": "max\n",
+        "sys/fs/cgroup/a/memory.current": "268435456\n",
         "sys/fs/cgroup/a/b/memory.current": "4096\n",
         "sys/fs/cgroup/a/pids.max": "100\n",
         "sys/fs/cgroup/a/pids.current": "40\n",
@@ -31,7 +32,7 @@ def test_version_2(tmp_path):
     })  # fmt: skip
     assert groups.cpu_quota() == 1.5
     assert groups.memory_limit() == 1 << 30
-    assert groups.memory_used() == 4096
+    assert groups.memory_left() == 3 << 28, "what the group with the limit uses counts, not what the nearest does"
     assert groups.processes_left() == 60
     assert groups.oom_kills() == 2
 
@@ -42,12 +43,15 @@ def test_version_1(tmp_path):
         "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000\n",
         "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
         "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "2147483648\n",
+        "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "2147000000\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "9000000000\n",
         "sys/fs/cgroup/memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
     })  # fmt: skip
     assert groups.cpu_quota() == 0.5
     assert usable_cpus(groups) == 1
     assert groups.memory_limit() == 2 << 30
+    assert groups.memory_left() == 1 << 30, "half of it may be page cache"
     assert groups.oom_kills() == 4
 
 
@@ -63,11 +67,22 @@ def test_container_whose_path_is_not_mounted(tmp_path):
     assert groups.oom_kills() == 9, "the machine's count where no group has one"
 
 
+def test_each_kill_for_memory_explains_one_end(tmp_path):
+    def kills(count):
+        return {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.events": f"oom 9\noom_kill {count}\n"}
+
+    watch = OomWatch(tree(tmp_path, kills(3)))
+    assert not watch.explains(), "those from before are others'"
+    tree(tmp_path, kills(5))
+    assert [watch.explains() for _ in range(3)] == [True, True, False]
+
+
 @pytest.mark.parametrize("text", ["", "garbage", "0::/../..\n", "0:::::\nx:y\n"])
 def test_odd_systems_have_no_limits(tmp_path, text):
     groups = tree(tmp_path, {"proc/self/cgroup": text, "sys/fs/cgroup/cpu.max": "nonsense\n"})
     assert groups.cpu_quota() is None
     assert groups.memory_limit() is None
+    assert groups.memory_left() is None
     assert groups.processes_left() is None
     assert groups.oom_kills() == 0
     assert usable_cpus(groups) == len(os.sched_getaffinity(0))

@@ -324,6 +324,20 @@ def test_help_names_every_option_and_fits_a_terminal(capsys: pytest.CaptureFixtu
     assert "\033" not in page
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--completion", "bash"], ["--dry-run", "-n", "2", "--", "true"]])
+def test_a_page_that_cannot_be_written(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "pmrun", *arguments]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.stderr == "pmrun: cannot write the standard output: No space left on device\n"
+    assert run.returncode == ExitCode.OUTPUT_FAILED
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (ExitCode.OK, "")
+
+
 def test_help_loads_no_heavy_module() -> None:
     code = (
         "import sys; from pmrun.launcher.cli import main; main(['--help']); "

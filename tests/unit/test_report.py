@@ -87,6 +87,12 @@ def test_out_of_memory_is_told_apart():
     assert text.endswith("  last lines of rank 0 (node alpha):\n    a\n    b\n")
 
 
+@pytest.mark.parametrize(("status", "how"), [(-13, "killed by SIGPIPE"), (141, "exit code 141")])
+def test_a_rank_that_a_closed_pipe_ended_is_named(status, how):
+    text = report.compose(outcome(Cause(Kind.RANK, how, 141, rank=1, witness=1), exited(1, status)))
+    assert text == f"pmrun: rank 1 failed first: {how} (node alpha, pid 101)\n"
+
+
 def test_evidence_of_another_rank_than_the_culprit_says_whose_it_is():
     cause = Cause(Kind.MISMATCH, "calls differ", 1, rank=0, witness=3)
     error = raised(lambda: 1 / 0).encode()
