@@ -257,13 +257,13 @@ static bool make_scratch(pmr_runner *runner, size_t bytes)
     return runner->scratch != NULL;
 }
 
-static void runner_free(void *arg)
+static bool runner_free(void *arg)
 {
     pmr_runner *runner = arg;
     for (uint32_t i = 0; i < PMR_SPAN_KEPT; i++)
         forget(&runner->kept[i]);
     if (runner->leaving)
-        return; /* a call was left half way: the transport may still look at its memory */
+        return false; /* a call was left half way: the transport will still give payloads back */
     free(runner->scratch);
     free(runner->after);
     free(runner->work);
@@ -274,6 +274,7 @@ static void runner_free(void *arg)
     free(runner->left);
     free(runner->entered);
     free(runner);
+    return true;
 }
 
 pmr_runner *pmr_runner_of(pmr_span *span)

@@ -18,7 +18,6 @@
 
 enum { PREPARE = 0, OPEN, ENTER, RUN, DRAIN };
 #define REFUSALS_MAX     16u         /* sends that find no room before the others are left for the next pass */
-#define LEAVE_NS         1000000000ll
 #define SPINS_BETWEEN    64u
 
 /* ---- work on memory ---- */
@@ -452,15 +451,30 @@ pmr_status pmr_span_wait(pmr_task *task, int64_t deadline_ns, pmr_error *error)
 
 /* ---- leaving a call half way ---- */
 
+/* How far the call's messages reach into a buffer. */
+static uint64_t reach(const pmr_schedule *schedule, pmr_buffer buffer)
+{
+    uint64_t end = 0;
+    for (uint32_t i = 0; i < schedule->steps.count; i++) {
+        const pmr_step *step = pmr_schedule_step(schedule, i);
+        bool message = step->kind == PMR_STEP_SEND || step->kind == PMR_STEP_RECEIVE;
+        pmr_place place = step->kind == PMR_STEP_SEND ? step->from : step->to;
+        if (message && place.buffer == buffer && place.at + step->amount > end)
+            end = place.at + step->amount;
+    }
+    return end;
+}
+
 void pmr_span_abandon(pmr_comm *comm)
 {
     pmr_span *span = comm->span;
     pmr_runner *runner = span->runner;
-    int64_t deadline_ns = pmr_now_ns() + LEAVE_NS;
     pmr_hub_lock(span->hub);
-    while (runner && span->call && runner->leaving && pmr_now_ns() < deadline_ns)
-        if (!pmr_hub_poll(span->hub))
-            sched_yield();
+    for (uint32_t buffer = 0; runner && span->call && buffer < PMR_BUFFERS; buffer++) {
+        uint64_t bytes = reach(&runner->now->schedule, (pmr_buffer)buffer);
+        if (bytes && runner->base[buffer])
+            pmr_endpoint_abandon(span->hub->endpoint, runner->base[buffer], bytes);
+    }
     pmr_span_close_call(span);
     span->inner->running = NULL;
     pmr_hub_unlock(span->hub);

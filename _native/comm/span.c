@@ -86,7 +86,7 @@ static pmr_placing place(pmr_channel *channel, uint32_t peer, uint32_t lane, con
 
 static void keep(pmr_span *span, uint32_t rank, const pmr_packet *packet, const void *payload)
 {
-    if (packet->payload_bytes > EARLY_BYTES || is_past(span, packet->seq))
+    if (packet->payload_bytes > EARLY_BYTES || (packet->payload_bytes && !payload) || is_past(span, packet->seq))
         return;
     pmr_span_early *early = span->pool;
     if (early)
@@ -137,7 +137,7 @@ static void arrived(pmr_channel *channel, uint32_t peer, uint32_t lane, const pm
         return;
     }
     void *at = NULL;
-    if (is_message(packet))
+    if (is_message(packet) && (payload || packet->payload_bytes == 0))
         at = span->call->place(span->call, rank, number_of(packet), packet->payload_bytes);
     if (at && packet->payload_bytes && at != payload) /* the call was opened between the header and the end */
         memcpy(at, payload, packet->payload_bytes);
@@ -268,13 +268,14 @@ void pmr_span_close(pmr_span *span)
     if (!span)
         return;
     pmr_hub_detach(span->hub, &span->channel);
-    if (span->runner)
-        span->runner_free(span->runner);
+    bool forgotten = !span->runner || span->runner_free(span->runner);
     pmr_comm_close(span->inner);
     free_early(span->early);
     free_early(span->pool);
     free(span->told);
     pmr_shape_fini(&span->shape);
     free(span->members);
-    free(span);
+    span->call = NULL;
+    if (forgotten)
+        free(span);
 }

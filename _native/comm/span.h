@@ -65,7 +65,7 @@ typedef struct pmr_span {
     int64_t ask_due_ns;
     uint32_t asks;
     void *runner;                /* what coll/span_run.c keeps from call to call */
-    void (*runner_free)(void *runner);
+    bool (*runner_free)(void *runner); /* false: the transport still knows it, and this span */
 } pmr_span;
 
 /* `inner` becomes the span's on success. */
