@@ -35,9 +35,9 @@ def native(request: pytest.FixtureRequest) -> NativeBuild:
 def test_program(source: Path, native: NativeBuild, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     seed = str(request.config.getoption("--seed"))
     run = subprocess.run(
-        [native.program(source), seed, libzmq.find() or ""],
+        [native.program(source), seed],
         cwd=tmp_path,
-        env={**os.environ, **SANITIZER_OPTIONS},
+        env={**os.environ, **SANITIZER_OPTIONS, "LIBZMQ": libzmq.find() or ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
