@@ -174,6 +174,13 @@ static inline void world_lost(void *arg, uint32_t peer, const pmr_error *error)
 #define UNDER_TSAN 0
 #endif
 
+/* The path of libzmq that test_native.py found, or NULL. */
+static inline const char *world_libzmq(void)
+{
+    const char *path = getenv("LIBZMQ");
+    return path && path[0] ? path : NULL;
+}
+
 /* libzmq may be missing, and ThreadSanitizer cannot see how its threads synchronise. */
 static inline bool world_can(const char *transport, const char *library)
 {

@@ -3,7 +3,7 @@
  * test_endpoint.c: what every transport between nodes must do, over each that is registered.
  *
  * Traffic of fixed and of random sizes between two and four ranks, both ways at once and on two lanes at once, with a
- * sink that holds back at random; ranks that leave in the middle. Usage: test_endpoint [seed [libzmq]]
+ * sink that holds back at random; ranks that leave in the middle. Usage: test_endpoint [seed]
  */
 #include "endpoint_world.h"
 
@@ -78,7 +78,7 @@ static void test_leaving(const char *transport)
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
-    library = getenv("PMR_TEST_LIBZMQ");
+    library = world_libzmq();
     pmr_error error;
     for (size_t i = 0; pmr_endpoint_name(i); i++) {
         const char *transport = pmr_endpoint_name(i);

@@ -94,6 +94,8 @@ static size_t make_stream(uint8_t *stream, uint32_t packets)
 
 static size_t damage(uint8_t *stream, size_t bytes)
 {
+    if (!bytes)
+        return 0;
     size_t at = draw((uint32_t)bytes), rest;
     switch (draw(4)) {
     case 0: /* a bit */

@@ -19,7 +19,7 @@ from native_build import NativeBuild
 from pmrun import libzmq
 
 PROGRAMS = sorted(Path(__file__).parent.glob("test_*.c"))
-LIBRARIES = {"PMR_TEST_LIBZMQ": path} if (path := libzmq.find()) else {}
+LIBRARIES = {"LIBZMQ": path} if (path := libzmq.find()) else {}
 SHORTER = {"test_reduce_op": ["6"]}  # where emulated: every 6th combination
 TIMEOUT_S = 300  # under a sanitizer on a busy machine; plain ones take seconds
 SANITIZER_OPTIONS = {

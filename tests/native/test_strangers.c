@@ -4,7 +4,7 @@
  *
  * Plain sockets connect to a rank and say nothing, half a word, garbage, another rank's words again, or the right words
  * and then garbage; ranks with another key dial; processes are killed in the middle of a transfer. The traffic of the
- * others goes on unharmed. Usage: test_strangers [seed [libzmq]]
+ * others goes on unharmed. Usage: test_strangers [seed]
  */
 #include "endpoint_world.h"
 
@@ -342,7 +342,7 @@ static void test_big(const char *transport)
 int main(int argc, char **argv)
 {
     random_state = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
-    library = argc > 2 && argv[2][0] ? argv[2] : NULL;
+    library = world_libzmq();
     test_impostors();
     static const char *const transports[] = {"tcp", "zmq"};
     for (int i = 0; i < 2; i++) {
