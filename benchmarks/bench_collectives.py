@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from points import QUICK_SIZES, SIZES, WORLD_SIZES, points
+from points import WORLD_SIZES, add_point_arguments, chosen_points
 
 WORKER = peers.HERE / "worker_collectives.py"
 OUTPUT = peers.HERE.parent / "build" / "bench" / "collectives.jsonl"
@@ -54,11 +54,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def estimate_s(world_sizes: list[int], rounds: int, quick: bool, loop_ms: float) -> float:
+def estimate_s(options: argparse.Namespace) -> float:
     """Return about how long a run takes: starts, plus loops that are at least as long as the largest calls."""
-    gangs = sum(len(peers.contenders(ranks, cores())) for ranks in world_sizes) * rounds
-    loops_s = len(points(QUICK_SIZES if quick else SIZES)) * 7 * loop_ms / 1e3
-    return gangs * (2 + loops_s + (2 if quick else 12))
+    gangs = sum(len(peers.contenders(ranks, cores())) for ranks in options.ranks) * options.rounds
+    loops_s = len(chosen_points(options)) * 7 * options.loop_ms / 1e3
+    return gangs * (2 + loops_s + (2 if options.quick or options.sizes else 12))
 
 
 def measure(contender: peers.Contender, ranks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -67,6 +67,8 @@ def measure(contender: peers.Contender, ranks: int, options: argparse.Namespace)
         out = Path(folder) / "points.jsonl"
         arguments = ["--out", str(out), "--loops", str(options.loops), "--loop-ms", str(options.loop_ms)]
         arguments += ["--budget-s", str(options.budget_s), *(["--quick"] if options.quick else [])]
+        arguments += ["--operations", *options.operations]
+        arguments += ["--sizes", *map(str, options.sizes)] if options.sizes else []
         peers.run_gang(contender, contender.script(WORKER, *contender.binding, *arguments), options.budget_s + GRACE_S)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -74,7 +76,7 @@ def measure(contender: peers.Contender, ranks: int, options: argparse.Namespace)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure collectives of pmrun and its peers.")
     parser.add_argument("--out", type=Path, default=OUTPUT)
-    parser.add_argument("--quick", action="store_true", help="few sizes, one round, short loops: under three minutes")
+    add_point_arguments(parser)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--ranks", type=int, nargs="+", default=list(WORLD_SIZES))
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. pmrun MPICH")
@@ -93,13 +95,13 @@ def main() -> int:
     options = parse_arguments()
     peers.prepare()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    guess = estimate_s(options.ranks, options.rounds, options.quick, options.loop_ms)
+    guess = estimate_s(options)
     print(f"bench_collectives: about {guess / 60:.0f} minutes; to {options.out}", flush=True)
     failed = 0
     with options.out.open("w", encoding="utf-8") as file:
         file.write(json.dumps(machine()) + "\n")
         for ranks in options.ranks:
-            expected = len(points(QUICK_SIZES if options.quick else SIZES))
+            expected = len(chosen_points(options))
             for turn in range(options.rounds):
                 for contender in peers.contenders(ranks, cores()):
                     if options.only and contender.name not in options.only:

@@ -173,9 +173,11 @@ def run_gang(contender: Contender, command: list[str], timeout_s: float) -> None
     """Run a contender's gang to its end; raise GangFailed where it fails or takes longer.
 
     A launcher is asked to stop before it is killed: mpirun puts its ranks into process groups of their own, which
-    only mpirun knows.
+    only mpirun knows. Python may keep what it compiled, as pip did for the peers: a rank that compiles its imports
+    anew would be measured for that.
     """
     env = {**os.environ, **contender.env}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     with subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,

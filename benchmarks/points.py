@@ -7,6 +7,8 @@ library, as it is read under every contender's interpreter.
 
 from __future__ import annotations
 
+import argparse
+
 ITEM_BYTES = 4  # all messages are float32
 
 # `bytes` of a point is what one rank puts in. Blocks hold at least one element, so that the smallest points
@@ -55,3 +57,16 @@ def human_bytes(size: int) -> str:
         if size >= unit:
             return f"{size // unit} {name}"
     return f"{size} B"
+
+
+def add_point_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a command line choose a part of the points."""
+    parser.add_argument("--quick", action="store_true", help="few sizes and short loops")
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="BYTES")
+
+
+def chosen_points(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return the points that the command line asks for."""
+    sizes = tuple(options.sizes) if options.sizes else QUICK_SIZES if options.quick else SIZES
+    return [(op, size) for op, size in points(sizes) if op in options.operations]

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 from bindings import Binding, Floats, Operation, open_binding
-from points import QUICK_SIZES, SIZES, elements, points
+from points import add_point_arguments, chosen_points, elements
 
 WARM_CALLS = 6  # MPICH takes its shared-memory algorithms only after five calls on a communicator
 LARGE_BYTES = 4 << 20
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("binding")
     parser.add_argument("option")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--quick", action="store_true")
+    add_point_arguments(parser)
     parser.add_argument("--loops", type=int, default=5)
     parser.add_argument("--loop-ms", type=float, default=20)
     parser.add_argument("--budget-s", type=float, default=120)
@@ -94,7 +94,7 @@ def main() -> None:
     end = time.monotonic() + options.budget_s
     done: list[tuple[str, int]] = []
     mine: list[list[float]] = []
-    for op, size in points(QUICK_SIZES if options.quick else SIZES):
+    for op, size in chosen_points(options):
         if not binding.from_root(time.monotonic() < end):
             break  # the driver reports the points that are missing
         mine.append(measure(binding, op, size, options.loops, options.loop_ms / 1e3))

@@ -71,6 +71,7 @@ class AgentLoop:
         self._processes: dict[int, rank_process.RankProcess] = {}  # by pid, until reaped
         self._pids: list[int] = []
         self._sent: dict[int, int] = {}  # by rank: last signal sent
+        self._standing: dict[int, wire.Standing] = {}  # by rank: what it was in before that
         self._outputs: dict[tuple[int, int], OutputStream] = {}
         self._inputs: dict[int, InputStream] = {}
         self._stdin_taken = 0
@@ -213,7 +214,8 @@ class AgentLoop:
             abort_text=abort.text if abort else "",
             out_tail=out.tail() if status else b"",
             err_tail=err.tail() if status else b"",
-            last_call=str(call) if call else "",
+            last_call=f"{call}{' (still inside)' if call.inside else ''}" if call else "",
+            standing=self._standing.get(rank),
         )
         self._do(self._machine.on_rank_exited(exited, time.monotonic()))
 
@@ -316,7 +318,7 @@ class AgentLoop:
         else:
             self._poller.watch(self._status_fd, READ, self._check_started)
 
-    def _refuse(self, text: str, code: ExitCode) -> None:
+    def _refuse(self, text: str, code: int) -> None:
         """Nothing was started, and nothing will be."""
         self._do(self._machine.on_start_failed(-1, text, code, time.monotonic()))
         self._reap()
@@ -349,10 +351,22 @@ class AgentLoop:
         for process in self._processes.values():
             if number not in (signal.SIGSTOP, signal.SIGCONT):  # which end nobody
                 self._sent[process.rank] = number
+                if process.rank not in self._standing:
+                    self._standing[process.rank] = self._look_at(process.rank)
             try:
                 os.killpg(process.pid, number)
             except ProcessLookupError:
                 os.kill(process.pid, number)  # before its setsid; unreaped, so the number is still its own
+
+    def _look_at(self, rank: int) -> wire.Standing:
+        """Where a rank stands in pmrun's calls now."""
+        assert self._start is not None and self._window is not None
+        local_rank = rank - self._start.first_rank
+        call = self._window.open_call(local_rank)
+        if call is not None:
+            return wire.Standing(str(call), True)
+        last = self._window.last_call(local_rank)
+        return wire.Standing(str(last) if last else "", False)
 
     def _kill_all(self) -> None:
         self._signal_ranks(signal.SIGKILL)

@@ -13,8 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pmrun.errors import ExitCode, LaunchError, UsageError
-from pmrun.launcher import commands
-from pmrun.launcher import options as opt
+from pmrun.launcher import commands, options as opt
 from pmrun.launcher.command_line import Kind, split
 from pmrun.version import RELEASE
 
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("this is a defect of pmrun; please report it with the lines above", ExitCode.INTERNAL)
 
 
-def _complain(text: str, code: ExitCode) -> int:
+def _complain(text: str, code: int) -> int:
     print("pmrun: " + " ".join(text.splitlines()), file=sys.stderr)
     return code
 

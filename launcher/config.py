@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pmrun import env
 from pmrun.errors import UsageError
 from pmrun.launcher.command_line import Setting
-from pmrun.launcher.options import OPTIONS, SET_BY_AGENT, suggestion
+from pmrun.launcher.options import OPTIONS, SET_BY_AGENT, check_name, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,8 +123,17 @@ def _texts(value: object, repeatable: bool, origin: str) -> list[str]:
         items = [str(item) for item in value]
         return items if repeatable else [",".join(items)]
     if repeatable and isinstance(value, dict) and all(isinstance(item, (str, int, float)) for item in value.values()):
-        return [f"{name}={item}" for name, item in value.items()]
+        return [f"{_checked(name, origin)}={item}" for name, item in value.items()]
     raise UsageError(f"{origin}: a {type(value).__name__} does not fit here; write it as on the command line")
+
+
+def _checked(name: str, origin: str) -> str:
+    """A table's key as a variable's name: joined with its value, a '=' in it would pass for the one between them."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(f"{origin}: {error}") from None
+    return name
 
 
 def _shell_words(text: str, origin: str) -> list[str]:

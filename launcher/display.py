@@ -10,6 +10,7 @@ the other writes. Invariant: credit for bytes is given only after they were writ
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -23,11 +24,23 @@ from pmrun.launcher.sink import Sink
 _ALL_CREDIT_BYTES: Final = 6 << 20  # for all streams of the gang together
 _LEAST_CREDIT_BYTES: Final = 16 << 10
 _MOST_CREDIT_BYTES: Final = 256 << 10
+_RANK_FILE: Final = re.compile(r"rank-(0|[1-9][0-9]{0,8})\.(?:out|err)")
 
 
 def credit_bytes(world_size: int) -> int:
     """How much of one stream may be under way between agent and terminal."""
     return max(_LEAST_CREDIT_BYTES, min(_MOST_CREDIT_BYTES, _ALL_CREDIT_BYTES // (2 * world_size)))
+
+
+def _stale_files(folder: str, world_size: int) -> list[str]:
+    """Files that a job of more ranks left: plain ones named exactly as pmrun names them, nothing else."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = _RANK_FILE.fullmatch(entry.name)
+            if name and int(name[1]) >= world_size and entry.is_file(follow_symlinks=False):
+                found.append(entry.path)
+    return found
 
 
 class _Destination:
@@ -116,7 +129,10 @@ class Display:
             tagger.name_nodes(names)
 
     def open_files(self, directory: str, world_size: int) -> None:
-        """Create a file per rank and stream; a line says why when it cannot be done."""
+        """Create a file per rank and stream; a line says why when it cannot be done.
+
+        The files of an earlier job's further ranks are removed: beside the others they would look like this one's.
+        """
         folder = os.path.abspath(directory)
         try:
             os.makedirs(folder, exist_ok=True)
@@ -125,6 +141,8 @@ class Display:
                     path = os.path.join(folder, f"rank-{rank}.{suffix}")
                     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
                     self._files[rank, stream] = os.open(path, flags, 0o666)
+            for path in _stale_files(folder, world_size):
+                os.unlink(path)
         except OSError as error:
             self._drop_files()
             self.say(f"pmrun: --output-dir: {error.strerror}: {error.filename!r}; the output is shown here only\n")

@@ -7,8 +7,9 @@ Job that exists is valid; everything a backend needs is in it.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
+
+import msgspec
 
 
 class Stream(enum.Enum):
@@ -25,8 +26,7 @@ class BindTo(enum.Enum):
     CORE = "core"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """How the ranks' output is shown and kept."""
 
     tag: bool = True  # "[3] " before each line
@@ -35,8 +35,7 @@ class Output:
     directory: str | None = None  # a file per rank: rank-3.out, rank-3.err
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Nodes:
+class Nodes(msgspec.Struct, frozen=True):
     """Where the ranks run, when it is not this machine alone."""
 
     hosts: tuple[tuple[str, int], ...] = ()  # names and numbers of ranks, in node order; none has 0
@@ -48,8 +47,7 @@ class Nodes:
     interface: str | None = None  # a name, an address or a network; None: the way to the main node
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """One gang, as asked for. `command` is complete: the interpreter is already in it."""
 
     command: tuple[str, ...]
@@ -60,7 +58,7 @@ class Job:
     map_by: BindTo = BindTo.NONE
     bind_to: BindTo = BindTo.NONE
     stdin: int | Stream = 0  # a rank, or ALL/NONE
-    output: Output = dataclasses.field(default_factory=Output)
+    output: Output = msgspec.field(default_factory=Output)
     timeout_s: float | None = None
     start_timeout_s: float = 60.0
     grace_s: float = 5.0
@@ -68,4 +66,4 @@ class Job:
     transport: str = "auto"  # between nodes
     reproducible: bool = False  # the same bits on any layout
     encrypt: bool = False  # data between nodes
-    nodes: Nodes = dataclasses.field(default_factory=Nodes)
+    nodes: Nodes = msgspec.field(default_factory=Nodes)

@@ -9,6 +9,7 @@ came from puts that in front. Invariant: nothing here looks at the machine or at
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pmrun import env
@@ -194,8 +195,17 @@ def parse_stdin(text: str) -> int | str:
 def parse_env(text: str) -> EnvPairs:
     """One NAME=VALUE, or NAME alone (value None: the one it has here)."""
     name, equals, value = text.partition("=")
-    if not name or "\0" in text:
+    if not name:
         raise ValueError("write NAME=VALUE, or NAME to hand on the value it has here")
+    check_name(name)
+    if "\0" in value:
+        raise ValueError(f"the value of {name} holds a NUL character, which ends a value: leave it out")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the value of {name} has characters that this locale cannot write: use a UTF-8 locale (LC_ALL=C.UTF-8)"
+        ) from None
     if name in SET_BY_AGENT:
         raise ValueError(f"{name} is what pmrun tells each rank; it cannot be set from outside")
     return ((name, value if equals else None),)
@@ -224,6 +234,16 @@ def parse_transport(text: str) -> str:
     if text not in TRANSPORTS:
         raise ValueError("choose 'auto', 'tcp' or 'zmq'")
     return text
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where this cannot be a variable's name; the system takes more, but no program asks for it."""
+    if not name or not name.isprintable() or "=" in name or " " in name:
+        raise ValueError(f"{name!r} is not a variable's name: letters, digits and underscores make one")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} cannot be written in this locale: use letters, digits and underscores") from None
 
 
 def parse_text(text: str) -> str:

@@ -191,7 +191,7 @@ def read_problem(data: bytes) -> StartProblem | None:
     return StartProblem(rank, Step(step), number)
 
 
-def explain(problem: StartProblem, program: bytes, cwd: bytes | None, world_size: int) -> tuple[str, ExitCode]:
+def explain(problem: StartProblem, program: bytes, cwd: bytes | None, world_size: int) -> tuple[str, int]:
     """One line for the user and the exit code."""
     name = os.fsdecode(program)
     why = os.strerror(problem.number)

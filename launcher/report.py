@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report at the end of a gang that failed: first cause, its traceback or last lines, the others in a line.
 
-Pure text from an `Outcome`. The traceback is found in the tail of the rank's standard error, so the user's
+Where the gang was stopped from outside, it tells who waited in which call instead. Pure text from an `Outcome`. The traceback is found in the tail of the rank's standard error, so the user's
 code needs no decorator and no hook. Invariant: a gang that ended well has no report.
 """
 
@@ -18,6 +18,7 @@ from pmrun.launcher.gang import Kind, Outcome
 LAST_LINES: Final = 20
 TRACEBACK_LINES: Final = 40
 LINE_CHARACTERS: Final = 400
+STANDING_LINES: Final = 8
 
 _TRACEBACK = re.compile(r"^[ |+]*(Exception Group )?Traceback \(most recent call last\):")
 # Of a rank that failed because another one did, or because the gang was being stopped.
@@ -37,9 +38,11 @@ def compose(outcome: Outcome) -> str:
             lines += _failed_rank(outcome, cause.rank, cause.witness, cause.text)
         elif cause.kind is Kind.MISMATCH:
             lines.append(cause.text)
-            lines += _evidence(outcome.exits[cause.witness])
+            lines += _evidence(outcome, cause.witness)
         else:
             lines.append(cause.text)
+            if cause.kind in (Kind.SIGNAL, Kind.TIMEOUT):
+                lines += _standings(outcome, cause.kind)
         if cause.kind in (Kind.RANK, Kind.MISMATCH):
             culprit = outcome.exits.get(cause.rank)
             own = cause.kind is Kind.RANK and culprit is not None and culprit.status != 0
@@ -74,33 +77,64 @@ def _failed_rank(outcome: Outcome, rank: int, witness: int, text: str) -> list[s
     exited = outcome.exits.get(rank)
     node = outcome.node_of(rank)
     if exited is None:
-        return [f"rank {rank} failed first: {text} (node {node})", *_evidence(outcome.exits[witness])]
+        return [f"rank {rank} failed first: {text} (node {node})", *_evidence(outcome, witness)]
     where = f"(node {node}, pid {exited.pid})"
     if exited.status == 0:
         head = f"rank {rank} left with exit code 0 while {rank_list([witness])} still needed it {where}"
-        return [head, *_evidence(outcome.exits[witness])]
+        return [head, *_evidence(outcome, witness)]
     how = ended(exited.status, exited.oom)
     if exited.sent_signal:
         how = f"{text}; it was then stopped"  # it told of its failure, and did not get to its own end
-    return [f"rank {rank} failed first: {how} {where}", *_evidence(exited)]
+    return [f"rank {rank} failed first: {how} {where}", *_evidence(outcome, rank)]
 
 
-def _evidence(exited: wire.RankExited) -> list[str]:
+def _evidence(outcome: Outcome, rank: int) -> list[str]:
     """Traceback or last lines of a rank, and its last call."""
+    exited = outcome.exits[rank]
+    whose = f"rank {rank} (node {outcome.node_of(rank)})"
     error = exited.err_tail.decode("utf-8", "replace")
     shown = traceback_of(error)
     lines: list[str] = []
     if shown:
-        lines += [f"  {_cut(line)}" for line in shown]
+        lines.append(f"  traceback of {whose}:")
     else:
         text = error if error.strip() else exited.out_tail.decode("utf-8", "replace")
-        last = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
-        if last:
-            lines.append(f"  last lines of rank {exited.rank}:")
-            lines += [f"    {_cut(line)}" for line in last]
+        shown = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+        if shown:
+            lines.append(f"  last lines of {whose}:")
+    lines += [f"    {_cut(line)}" for line in shown]
     if exited.last_call:
-        lines.append(f"  last call: {exited.last_call}")
+        lines.append(f"  last call of {whose}: {exited.last_call}")
     return lines
+
+
+def _standings(outcome: Outcome, kind: Kind) -> list[str]:
+    """Who waited in which call when the ranks were stopped, and who did not.
+
+    Ctrl-C ends programs that are well, too: there it is told only where somebody waited.
+    """
+    ranks: dict[wire.Standing, list[int]] = {}
+    for rank, exited in sorted(outcome.exits.items()):
+        if exited.standing is not None:
+            ranks.setdefault(exited.standing, []).append(rank)
+    waiting = any(standing.inside for standing in ranks)
+    if not waiting and (kind is Kind.SIGNAL or not any(standing.call for standing in ranks)):
+        return []
+    ordered = sorted(ranks.items(), key=lambda item: (not item[0].inside, item[1]))
+    lines = [f"  {_cut(_standing(standing, members))}" for standing, members in ordered[:STANDING_LINES]]
+    rest = [rank for _, members in ordered[STANDING_LINES:] for rank in members]
+    return [*lines, f"  {rank_list(rest)} elsewhere"] if rest else lines
+
+
+def _standing(standing: wire.Standing, ranks: list[int]) -> str:
+    one = len(ranks) == 1
+    if standing.inside:
+        return f"{rank_list(ranks)} {'waits' if one else 'wait'} in {standing.call}"
+    if not standing.call:
+        return f"{rank_list(ranks)} {'has' if one else 'have'} made no call"
+    return (
+        f"{rank_list(ranks)} {'is' if one else 'are'} in no call; {'its' if one else 'their'} last was {standing.call}"
+    )
 
 
 def _others(outcome: Outcome, shown: int) -> list[str]:

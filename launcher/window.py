@@ -49,11 +49,17 @@ KINDS: Final = (
     "scan", "exscan", "gatherv", "allgatherv", "scatterv", "reduce_scatterv", "alltoallv", "send", "recv",
 )  # fmt: skip
 
+# pmr_form, in order: what the user called, where pmrun made several calls out of it.
+FORMS: Final = (
+    "", "split", "dup", "shared", "scatter", "scatterv", "gatherv", "allgatherv", "alltoallv", "broadcast_object",
+    "reduce_object", "allreduce_object", "gather_object", "allgather_object", "scatter_object", "alltoall_object",
+)  # fmt: skip
+
 _HEADER = struct.Struct("<QIIIIIIQ")  # magic, version, local size, size, first rank, cpus, flags, heap bytes
 _ABORT = struct.Struct(f"<IIii{NODE_NAME_BYTES}s{ERROR_TEXT_BYTES}s")
 _WORD = struct.Struct("<I")
 _RECORDER_HEAD = struct.Struct("<QQQqII")  # count, tick_hz, base_ticks, base_realtime_ns, pid, sites
-_RECORD = struct.Struct("<QQQQIIIiBBB")  # number, bytes, entered, done, seq, comm, site, peer, kind, dtype, op
+_RECORD = struct.Struct("<QQQQIIIiBBBB")  # number, bytes, entered, done, seq, comm, site, peer, kind, dtype, op, form
 
 _HUGE_PAGE: Final = 2 << 20
 _ADDRESS_SPACE: Final = 1 << 45  # for all heaps together: a quarter of what x86-64 gives a process
@@ -68,19 +74,24 @@ class AbortRecord(msgspec.Struct, frozen=True):
     text: str
 
 
-class LastCall(msgspec.Struct, frozen=True):
-    """The newest entry of a rank's flight recorder."""
+class Call(msgspec.Struct, frozen=True):
+    """An entry of a rank's flight recorder."""
 
-    kind: str
-    seq: int
+    name: str  # as the user wrote it
+    seq: int  # its number in the communicator; 0: a message, which has none
     comm: int
+    peer: int  # of a message; -1: any rank
     site: str
     inside: bool
 
     def __str__(self) -> str:
+        number = f" #{self.seq}" if self.seq else ""
+        if not self.seq:
+            other = f"rank {self.peer}" if self.peer >= 0 else "any rank"
+            number = f" {'to' if self.name == 'send' else 'from'} {other}"
         where = f" at {self.site}" if self.site else ""
         comm = f" of communicator {self.comm}" if self.comm else ""
-        return f"{self.kind} #{self.seq}{comm}{where}" + (" (still inside)" if self.inside else "")
+        return f"{self.name}{number}{comm}{where}"
 
 
 def heap_bytes(memory_bytes: int, local_world_size: int) -> int:
@@ -145,22 +156,43 @@ class Window:
         self._departures += 1
         os.pwrite(self.fd, _WORD.pack(self._departures), DEPARTURES_OFFSET)
 
-    def last_call(self, local_rank: int) -> LastCall | None:
+    def last_call(self, local_rank: int) -> Call | None:
         """The newest call in a rank's flight recorder, if it ever made one."""
-        start = HEADER_BYTES + local_rank * RECORDER_STRIDE
-        count, *_, sites = _RECORDER_HEAD.unpack(os.pread(self.fd, _RECORDER_HEAD.size, start))
+        count, sites = self._recorded(local_rank)
         if count == 0:
             return None
-        at = start + RECORDER_HEAD_BYTES + (count % RECORDER_ENTRIES) * RECORD_BYTES
-        record = _RECORD.unpack(os.pread(self.fd, _RECORD.size, at))
-        number, _, _, done, seq, comm, site, _, kind, _, _ = record
-        if number != count or kind >= len(KINDS):
-            return None  # the rank was killed while it wrote this entry
+        at = (count % RECORDER_ENTRIES) * RECORD_BYTES
+        return self._call(local_rank, self._read(local_rank, RECORDER_HEAD_BYTES + at, RECORD_BYTES), count, sites)
+
+    def open_call(self, local_rank: int) -> Call | None:
+        """The oldest call that a rank has not come out of: what it waits in, be it by a later call or a request."""
+        count, sites = self._recorded(local_rank)
+        ring = self._read(local_rank, RECORDER_HEAD_BYTES, RECORDER_ENTRIES * RECORD_BYTES)
+        for number in range(max(1, count - RECORDER_ENTRIES + 1), count + 1):
+            at = (number % RECORDER_ENTRIES) * RECORD_BYTES
+            call = self._call(local_rank, ring[at : at + RECORD_BYTES], number, sites)
+            if call is not None and call.inside:
+                return call
+        return None
+
+    def _recorded(self, local_rank: int) -> tuple[int, int]:
+        """How many calls a rank has recorded, and how many call sites."""
+        count, *_, sites = _RECORDER_HEAD.unpack(self._read(local_rank, 0, _RECORDER_HEAD.size))
+        return count, sites
+
+    def _read(self, local_rank: int, at: int, count: int) -> bytes:
+        return os.pread(self.fd, count, HEADER_BYTES + local_rank * RECORDER_STRIDE + at)
+
+    def _call(self, local_rank: int, record: bytes, expected: int, sites: int) -> Call | None:
+        """A record as text; None where the rank was killed while it wrote it."""
+        number, _, _, done, seq, comm, site, peer, kind, _, _, form = _RECORD.unpack_from(record)
+        if number != expected or kind >= len(KINDS) or form >= len(FORMS):
+            return None
         text = ""
         if 0 < site < min(sites, RECORDER_SITES):
-            at = start + RECORDER_HEAD_BYTES + RECORDER_ENTRIES * RECORD_BYTES + site * RECORDER_SITE_BYTES
-            text = _text(os.pread(self.fd, RECORDER_SITE_BYTES, at))
-        return LastCall(KINDS[kind], seq, comm, text, done == 0)
+            at = RECORDER_HEAD_BYTES + RECORDER_ENTRIES * RECORD_BYTES + site * RECORDER_SITE_BYTES
+            text = _text(self._read(local_rank, at, RECORDER_SITE_BYTES))
+        return Call(FORMS[form] or KINDS[kind], seq, comm, peer, text, done == 0)
 
 
 def _text(field: bytes) -> str:

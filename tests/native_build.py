@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the core without Python, and C test programs against it, under any sanitizer.
+"""Builds the core without Python, and C test programs against it, under any sanitizer or for another machine.
 
 Objects are kept in build/native/<variant> and rebuilt when a file they were made from changed (the compiler writes
 down which). All objects are linked into each program, not an archive of them: algorithms register themselves in a
@@ -33,12 +33,14 @@ def core_sources() -> list[Path]:
 
 
 class NativeBuild:
-    """One variant: plain (sanitize is "") or instrumented."""
+    """One variant: plain (sanitize is "") or instrumented, for this machine (machine is "") or for another one."""
 
-    def __init__(self, sanitize: str) -> None:
-        self.folder = ROOT / "build" / "native" / (sanitize.replace(",", "-") or "plain")
+    def __init__(self, sanitize: str, machine: str = "") -> None:
+        variant = sanitize.replace(",", "-") or "plain"
+        self.folder = ROOT / "build" / "native" / (f"{machine}-{variant}" if machine else variant)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._compiler = shlex.split(os.environ.get("CC", "cc"))
+        self._machine = machine
+        self._compiler = [f"{machine}-linux-gnu-gcc"] if machine else shlex.split(os.environ.get("CC", "cc"))
         self._flags = [*c_flags(), "-O1" if sanitize else "-O2", "-g", f"-I{NATIVE}"]
         self._sanitize = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
         if not sanitize:
@@ -53,6 +55,12 @@ class NativeBuild:
         if not program.exists() or any(_newer(path, program) for path in objects):
             self._run([*map(str, objects), "-o", str(program), "-pthread", "-lm", "-ldl"])
         return program
+
+    def emulator(self) -> list[str]:
+        """What a program of this variant is run by: words before it, none for this machine's own."""
+        if not self._machine:
+            return []
+        return [f"qemu-{self._machine}", "-L", f"/usr/{self._machine}-linux-gnu"]
 
     def _object(self, source: Path) -> Path:
         target = self.folder / (str(source.relative_to(ROOT)).replace("/", "--") + ".o")

@@ -8,18 +8,12 @@ in the form that the input had. Invariants: errors become exceptions in `check` 
 buffer in the core's hands; nothing here knows how a collective works.
 """
 
-cdef extern from *:
-    """
-    #define NPY_TARGET_VERSION NPY_1_23_API_VERSION /* numpy's allocator hook; older headers leave it out */
-    """
-
 cimport cython
-cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New, PyCapsule_SetName
 from cpython.pythread cimport (
     NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
@@ -31,15 +25,11 @@ from libc.string cimport memcpy, memset, strcmp
 
 import os
 import sys
-from pickle import dumps, loads
 from time import monotonic
-
-import numpy as np
 
 from pmrun import errors as errors
 
-cnp.import_array()
-
+include "numpy.pxi"
 include "capi.pxi"
 include "errors.pxi"
 include "sites.pxi"
@@ -54,3 +44,4 @@ include "request.pxi"
 include "collectives.pxi"
 include "vectors.pxi"
 include "messages.pxi"
+include "frames.pxi"

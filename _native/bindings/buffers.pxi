@@ -28,32 +28,30 @@ cdef signed char[25] DTYPE_OF_NUMBER      # numpy's type number -> pmr_dtype, -1
 memset(DTYPE_OF_NUMBER, 0xFF, sizeof(DTYPE_OF_NUMBER))
 cdef int bfloat16_number = -1             # numpy gives it when ml_dtypes registers
 
-
-cdef void number_is(str name, pmr_dtype dtype):
-    DTYPE_OF_NUMBER[<int>np.dtype(name).num] = <signed char>dtype
-
-
-number_is("?", PMR_BOOL)
-for code, size_number in ((c, s) for c in "iu" for s in (1, 2, 4, 8)):
-    number_is(f"{code}{size_number}", <pmr_dtype>(
-        (<int>PMR_INT8 if code == "i" else <int>PMR_UINT8) + (1, 2, 4, 8).index(size_number)))
-for code in "qQ":  # long long: the same eight bytes under another number
-    DTYPE_OF_NUMBER[<int>np.dtype(code).num] = <signed char>(PMR_INT64 if code == "q" else PMR_UINT64)
-number_is("f2", PMR_FLOAT16)
-number_is("f4", PMR_FLOAT32)
-number_is("f8", PMR_FLOAT64)
-number_is("c8", PMR_COMPLEX64)
-number_is("c16", PMR_COMPLEX128)
-del code, size_number
+cdef dict DTYPE_OF_NAME = {               # numpy's name -> pmr_dtype
+    "?": PMR_BOOL,
+    "i1": PMR_INT8, "i2": PMR_INT16, "i4": PMR_INT32, "i8": PMR_INT64,
+    "u1": PMR_UINT8, "u2": PMR_UINT16, "u4": PMR_UINT32, "u8": PMR_UINT64,
+    "q": PMR_INT64, "Q": PMR_UINT64,      # long long: the same eight bytes under another number
+    "f2": PMR_FLOAT16, "f4": PMR_FLOAT32, "f8": PMR_FLOAT64,
+    "c8": PMR_COMPLEX64, "c16": PMR_COMPLEX128,
+}
 
 
-cdef inline bint is_packed(cnp.ndarray array) noexcept:
-    return cnp.PyArray_ISCARRAY_RO(array)
+cdef int numbers_learn() except -1:
+    """The type numbers of this machine's numpy; called once, when it is loaded."""
+    for name, dtype in DTYPE_OF_NAME.items():
+        DTYPE_OF_NUMBER[<int>np.dtype(name).num] = <signed char>dtype
+    return 0
 
 
-cdef inline int element_read(cnp.ndarray array, Element *element) except -1:
+cdef inline bint is_packed(object array) noexcept:
+    return array_packed(array)
+
+
+cdef inline int element_read(object array, Element *element) except -1:
     """Set dtype and unit from the array's dtype."""
-    cdef int number = cnp.PyArray_TYPE(array)
+    cdef int number = array_number(array)
     if element.fixed:
         return 0
     if 0 <= number < 25 and DTYPE_OF_NUMBER[number] >= 0:
@@ -63,7 +61,7 @@ cdef inline int element_read(cnp.ndarray array, Element *element) except -1:
     return element_read_rare(array, number, element)
 
 
-cdef int element_read_rare(cnp.ndarray array, int number, Element *element) except -1:
+cdef int element_read_rare(object array, int number, Element *element) except -1:
     global bfloat16_number
     if number == bfloat16_number:
         element.dtype = PMR_BFLOAT16
@@ -91,7 +89,7 @@ cdef int element_read_rare(cnp.ndarray array, int number, Element *element) exce
     return 0
 
 
-cdef int element_force(cnp.ndarray array, object dtype, Element *element) except -1:
+cdef int element_force(object array, object dtype, Element *element) except -1:
     """`dtype=` of an operation: "bfloat16" says what 16-bit integers mean; else it must agree."""
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     if name == "bfloat16":
@@ -109,18 +107,21 @@ cdef int element_force(cnp.ndarray array, object dtype, Element *element) except
     return 0
 
 
-cdef cnp.ndarray as_array(object thing, Element *element):
+cdef object as_array(object thing, Element *element):
     """`thing` as an ndarray over the same memory (scalars and sequences: a new one), in any layout."""
     element.fixed = False
     element.moved = False
     element.unit = 1
     element.form = FORM_ARRAY
-    if cnp.PyArray_CheckExact(thing):
-        return <cnp.ndarray>thing
+    if is_array(thing):
+        return thing
     return as_array_rare(thing, element)
 
 
-cdef cnp.ndarray as_array_rare(object thing, Element *element):
+cdef object as_array_rare(object thing, Element *element):
+    numpy_load()
+    if is_array(thing):
+        return thing  # the first one that this process shows
     if isinstance(thing, np.ndarray):
         return np.asarray(thing)
     if isinstance(thing, (bool, int, float, complex, np.generic)):
@@ -147,7 +148,7 @@ cdef cnp.ndarray as_array_rare(object thing, Element *element):
         return np.asarray(thing)
 
 
-cdef cnp.ndarray torch_array(object torch, object tensor, Element *element):
+cdef object torch_array(object torch, object tensor, Element *element):
     if tensor.device.type != "cpu":
         raise TypeError(f"the tensor is on {tensor.device}, pmrun moves CPU memory: pass tensor.cpu()")
     element.form = FORM_TORCH
@@ -157,58 +158,58 @@ cdef cnp.ndarray torch_array(object torch, object tensor, Element *element):
         element.fixed = True
         tensor = tensor.view(torch.int16)
     try:
-        return tensor.numpy()
+        return np.asarray(tensor.numpy())
     except (RuntimeError, TypeError) as error:  # conjugated, sparse, quantised
         raise TypeError(f"this torch tensor cannot be read in place: {str(error).splitlines()[0]}") from error
 
 
-cdef object torch_result(cnp.ndarray array, Element *element):
+cdef object torch_result(object array, Element *element):
     torch = sys.modules["torch"]
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if element.dtype == PMR_BFLOAT16 else tensor
 
 
-cdef cnp.ndarray pack(cnp.ndarray array):
+cdef object pack(object array):
     """A C-ordered, aligned, native copy; the array itself where it is that already."""
     if is_packed(array):
         return array
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
-cdef cnp.ndarray empty_like(cnp.ndarray model, int axes, cnp.npy_intp *dims):
+cdef object empty_like(object model, int axes, npy_intp *dims):
     """A new packed array of `model`'s dtype."""
-    cdef int number = cnp.PyArray_TYPE(model)
+    cdef int number = array_number(model)
     if 0 <= number < 25 and DTYPE_OF_NUMBER[number] >= 0:
-        return cnp.PyArray_EMPTY(axes, dims, number, 0)
+        return array_empty(axes, dims, number, 0)
     return np.empty(tuple([dims[axis] for axis in range(axes)]), model.dtype.newbyteorder("="))
 
 
-cdef bint is_temporary(cnp.ndarray array, object thing) except -1:
+cdef bint is_temporary(object array, object thing) except -1:
     """Whether `array`, made of `thing`, is a copy of it, so that writing there never reaches `thing`."""
-    if array is thing or cnp.PyArray_BASE(array) != NULL:
+    if array is thing or array_base(array) != NULL:
         return False
     if isinstance(thing, (list, tuple)):
         return True
     return not np.may_share_memory(array, np.asarray(thing))  # array protocols may give a view or a copy
 
 
-cdef tuple shape_tuple(cnp.ndarray array):
-    return tuple([cnp.PyArray_DIM(array, axis) for axis in range(cnp.PyArray_NDIM(array))])
+cdef tuple shape_tuple(object array):
+    return tuple([array_dim(array, axis) for axis in range(array_axes(array))])
 
 
-cdef bint same_shape(cnp.ndarray array, int axes, cnp.npy_intp *dims) noexcept:
+cdef bint same_shape(object array, int axes, npy_intp *dims) noexcept:
     cdef int axis
-    if cnp.PyArray_NDIM(array) != axes:
+    if array_axes(array) != axes:
         return False
     for axis in range(axes):
-        if cnp.PyArray_DIM(array, axis) != dims[axis]:
+        if array_dim(array, axis) != dims[axis]:
             return False
     return True
 
 
-cdef bint overlaps(cnp.ndarray one, cnp.ndarray two) noexcept:
+cdef bint overlaps(object one, object two) noexcept:
     """Of packed arrays."""
-    cdef uintptr_t one_start = <uintptr_t>cnp.PyArray_DATA(one)
-    cdef uintptr_t two_start = <uintptr_t>cnp.PyArray_DATA(two)
-    return (one_start < two_start + <uintptr_t>cnp.PyArray_NBYTES(two)
-            and two_start < one_start + <uintptr_t>cnp.PyArray_NBYTES(one))
+    cdef uintptr_t one_start = <uintptr_t>array_data(one)
+    cdef uintptr_t two_start = <uintptr_t>array_data(two)
+    return (one_start < two_start + <uintptr_t>array_nbytes(two)
+            and two_start < one_start + <uintptr_t>array_nbytes(one))

@@ -104,6 +104,17 @@ cdef extern from "include/pmr.h" nogil:
 
     const char *pmr_kind_name(pmr_kind kind)
 
+    ctypedef enum pmr_form:
+        PMR_FORM_PLAIN
+        PMR_FORM_SCATTER
+        PMR_FORM_SCATTERV
+        PMR_FORM_GATHERV
+        PMR_FORM_ALLGATHERV
+        PMR_FORM_ALLTOALLV
+        PMR_FORM_COUNT
+
+    const char *pmr_form_name(pmr_form form)
+
     ctypedef struct pmr_call:
         pmr_kind kind
         pmr_dtype dtype
@@ -117,6 +128,7 @@ cdef extern from "include/pmr.h" nogil:
         const size_t *recv_counts
         const size_t *recv_displs
         uint32_t site
+        pmr_form form
 
     int64_t PMR_FOREVER
     int32_t PMR_ANY_SOURCE
@@ -156,8 +168,10 @@ cdef extern from "include/pmr.h" nogil:
     uint32_t pmr_comm_world_rank(const pmr_comm *comm, uint32_t rank)
     pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
                               pmr_error *error)
+    pmr_status pmr_comm_dup(pmr_comm *comm, uint32_t site, pmr_comm **out, pmr_error *error)
     pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error)
 
     const char *pmr_algorithm_name(pmr_kind kind, size_t index)
     pmr_status pmr_algorithm_force(pmr_kind kind, const char *name)
     pmr_status pmr_kernels_force(const char *name)
+    const char *pmr_kernels_name()

@@ -18,7 +18,6 @@ cdef Plan plan_barrier():
 
 cdef Plan plan_broadcast(Handle comm, object x, object root, object dtype):
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.ndarray array
     plan.call.kind = PMR_BROADCAST
     plan_root(plan, comm, root)
     if x is None:
@@ -42,7 +41,7 @@ cdef Plan plan_broadcast(Handle comm, object x, object root, object dtype):
                 f"broadcast writes into what rank {comm._rank} passes, and a {type(x).__name__} cannot be written: "
                 "pass an array, or use broadcast_object"
             )
-        if not cnp.PyArray_ISWRITEABLE(array):
+        if not array_writeable(array):
             raise errors.UsageError(
                 f"broadcast writes into the buffer of rank {comm._rank}, which is read-only: pass a writable one"
             )
@@ -53,9 +52,9 @@ cdef Plan plan_broadcast(Handle comm, object x, object root, object dtype):
     plan.call.dtype = plan.element.dtype
     plan.call.count = total_of(plan, plan.source)
     if comm._rank == plan.call.root:
-        plan.call.send = cnp.PyArray_DATA(plan.source)
+        plan.call.send = array_data(plan.source)
     else:
-        plan.call.recv = cnp.PyArray_DATA(plan.source)
+        plan.call.recv = array_data(plan.source)
     return plan
 
 
@@ -73,14 +72,14 @@ cdef Plan plan_reduction(Handle comm, pmr_kind kind, object x, object op, object
     if kind == PMR_EXSCAN and comm._rank == 0 and out is None:
         # The core leaves it untouched, and there is nothing before rank 0 to return.
         return plan
-    plan_output(plan, out, plan.source, cnp.PyArray_NDIM(plan.source), cnp.PyArray_DIMS(plan.source))
+    plan_output(plan, out, plan.source, array_axes(plan.source), array_dims(plan.source))
     return plan
 
 
 cdef Plan plan_gather(Handle comm, pmr_kind kind, object x, object out, object dtype, object root):
     """gather, allgather: (size, *x.shape) out."""
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.npy_intp dims[DIMS_MAX]
+    cdef npy_intp dims[DIMS_MAX]
     cdef int axis
     plan.call.kind = kind
     if kind == PMR_GATHER:
@@ -90,25 +89,24 @@ cdef Plan plan_gather(Handle comm, pmr_kind kind, object x, object out, object d
     if kind == PMR_GATHER and comm._rank != plan.call.root:
         return plan
     dims[0] = comm._size
-    for axis in range(cnp.PyArray_NDIM(plan.source)):
-        dims[axis + 1] = cnp.PyArray_DIM(plan.source, axis)
-    plan.recv_shift = <size_t>comm._rank * <size_t>cnp.PyArray_NBYTES(plan.source)
-    plan_output(plan, out, plan.source, cnp.PyArray_NDIM(plan.source) + 1, dims)
+    for axis in range(array_axes(plan.source)):
+        dims[axis + 1] = array_dim(plan.source, axis)
+    plan.recv_shift = <size_t>comm._rank * <size_t>array_nbytes(plan.source)
+    plan_output(plan, out, plan.source, array_axes(plan.source) + 1, dims)
     return plan
 
 
 cdef Plan plan_scatter(Handle comm, object x, object root, object out, object dtype):
     """scatter with `out` on the ranks that are not the root."""
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.npy_intp dims[DIMS_MAX]
+    cdef npy_intp dims[DIMS_MAX]
     cdef int axes = 0
-    cdef cnp.ndarray array
     plan.call.kind = PMR_SCATTER
     plan_root(plan, comm, root)
     if comm._rank == plan.call.root:
         plan_input(plan, x, dtype)
         plan_block(plan, comm, plan.source, "scatter", &axes, dims)
-        plan.send_shift = <size_t>comm._rank * <size_t>cnp.PyArray_NBYTES(plan.source) // <size_t>comm._size
+        plan.send_shift = <size_t>comm._rank * <size_t>array_nbytes(plan.source) // <size_t>comm._size
         plan_output(plan, out, plan.source, axes, dims)
     else:
         array = as_array(out, &plan.element)
@@ -116,8 +114,8 @@ cdef Plan plan_scatter(Handle comm, object x, object root, object out, object dt
             element_force(array, dtype, &plan.element)
         element_read(array, &plan.element)
         plan.call.dtype = plan.element.dtype
-        plan_output(plan, out, array, cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
-        output_check(plan, array, out, &plan.element, array, cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
+        plan_output(plan, out, array, array_axes(array), array_dims(array))
+        output_check(plan, array, out, &plan.element, array, array_axes(array), array_dims(array))
     plan.call.count = total_of(plan, plan.target)
     return plan
 
@@ -125,7 +123,7 @@ cdef Plan plan_scatter(Handle comm, object x, object root, object out, object dt
 cdef object scatter_blank(Handle comm, object x, object root, object dtype):
     """Where no rank gave `out`: the root tells the others what a block looks like; the array for this rank."""
     cdef Plan plan
-    cdef cnp.npy_intp dims[DIMS_MAX]
+    cdef npy_intp dims[DIMS_MAX]
     cdef int axes = 0
     plan = Plan.__new__(Plan)
     plan_root(plan, comm, root)
@@ -138,7 +136,7 @@ cdef object scatter_blank(Handle comm, object x, object root, object dtype):
                       plan.element.fixed)
         except (TypeError, ValueError, BufferError, MemoryError) as error:
             header = error
-    shape, kind, torch, fixed = header_exchange(comm, header, plan.call.root)
+    shape, kind, torch, fixed = header_exchange(comm, PMR_FORM_SCATTER, header, plan.call.root)
     return block_blank(shape, kind, torch, fixed)
 
 
@@ -152,12 +150,14 @@ cdef object block_blank(tuple shape, object kind, bint torch, bint fixed):
     return block, "bfloat16" if fixed else None
 
 
-cdef object header_exchange(Handle comm, object header, int root):
+cdef object header_exchange(Handle comm, pmr_form form, object header, int root):
     """Broadcast a small tuple from `root`, as one message of fixed size.
 
     The root may pass an exception instead: then every rank raises, and none is left waiting.
     """
-    cdef cnp.ndarray frame = np.zeros(HEADER_BYTES, np.uint8)
+    from pickle import dumps, loads
+    numpy_load()
+    frame = np.zeros(HEADER_BYTES, np.uint8)
     if header is not None:
         text = b"" if isinstance(header, Exception) else dumps(header)
         if len(text) > HEADER_BYTES:
@@ -165,7 +165,7 @@ cdef object header_exchange(Handle comm, object header, int root):
         if isinstance(header, Exception):
             text = dumps(" ".join(str(header).split())[:HEADER_TEXT_MAX])
         frame[: len(text)] = np.frombuffer(text, np.uint8)
-    run(comm, plan_broadcast(comm, frame, root, None))
+    run_part(comm, form, plan_broadcast(comm, frame, root, None))
     if isinstance(header, Exception):
         raise header
     told = loads(frame.tobytes())
@@ -176,13 +176,13 @@ cdef object header_exchange(Handle comm, object header, int root):
 
 cdef Plan plan_reduce_scatter(Handle comm, object x, object op, object out, object dtype):
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.npy_intp dims[DIMS_MAX]
+    cdef npy_intp dims[DIMS_MAX]
     cdef int axes = 0
     plan.call.kind = PMR_REDUCE_SCATTER
     plan_input(plan, x, dtype)
     plan_op(plan, op)
     plan_block(plan, comm, plan.source, "reduce_scatter", &axes, dims)
-    plan.send_shift = <size_t>comm._rank * <size_t>cnp.PyArray_NBYTES(plan.source) // <size_t>comm._size
+    plan.send_shift = <size_t>comm._rank * <size_t>array_nbytes(plan.source) // <size_t>comm._size
     plan_output(plan, out, plan.source, axes, dims)
     plan.call.count = total_of(plan, plan.target)
     return plan
@@ -190,12 +190,12 @@ cdef Plan plan_reduce_scatter(Handle comm, object x, object op, object out, obje
 
 cdef Plan plan_alltoall(Handle comm, object x, object out, object dtype):
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.npy_intp dims[DIMS_MAX]
+    cdef npy_intp dims[DIMS_MAX]
     cdef int axes = 0
     plan.call.kind = PMR_ALLTOALL
     plan_input(plan, x, dtype)
     plan_block(plan, comm, plan.source, "alltoall", &axes, dims)
-    plan_output(plan, out, plan.source, cnp.PyArray_NDIM(plan.source), cnp.PyArray_DIMS(plan.source))
+    plan_output(plan, out, plan.source, array_axes(plan.source), array_dims(plan.source))
     plan.call.count = total_of(plan, plan.source) // <size_t>comm._size
     return plan
 
@@ -342,7 +342,7 @@ cdef class Collectives(Handle):
         """
         if out is None:
             out, dtype = scatter_blank(self, x, root, dtype)
-            out = run(self, plan_scatter(self, x, root, out, dtype))
+            out = run_part(self, PMR_FORM_SCATTER, plan_scatter(self, x, root, out, dtype))
             return out[()] if isinstance(out, np.ndarray) else out
         return run(self, plan_scatter(self, x, root, out, dtype))
 

@@ -156,25 +156,11 @@ cdef class Handle:
         Communicator or None
             The one that holds this rank, of the same class as this one.
         """
-        cdef int32_t color_number = -1 if color is None else number_of(color, "color")
-        cdef int32_t key_number = number_of(key, "key")
-        cdef pmr_comm *part = NULL
-        cdef pmr_error error
-        cdef pmr_status status
-        cdef uint32_t site
-        self.enter()
-        site = site_here()
-        clear(&error)
-        with nogil:
-            status = pmr_comm_split(self.handle, color_number, key_number, site, &part, &error)
-        self.leave()
-        if status != PMR_OK:
-            check(status, &error)
-        return None if part == NULL else communicator_wrap(type(self), part, self)
+        return divide(self, False, -1 if color is None else number_of(color, "color"), number_of(key, "key"))
 
     def dup(self):
         """A second communicator of the same ranks, with its own messages and order of calls. Collective."""
-        return self.split(0, self._rank)
+        return divide(self, True, 0, 0)
 
     def free(self):
         """Give the communicator back; it cannot be used afterwards. Collective; not for the world."""
@@ -200,6 +186,26 @@ cdef class Handle:
         if error is None and generation_now == self.generation and self.handle != NULL and self.id != 0:
             self.free()
         return False
+
+
+cdef Handle divide(Handle comm, bint copy, int32_t color, int32_t key):
+    cdef pmr_comm *part = NULL
+    cdef pmr_form form
+    cdef pmr_error error
+    cdef pmr_status status
+    cdef uint32_t site
+    comm.enter()
+    site = site_here(&form)
+    clear(&error)
+    with nogil:
+        if copy:
+            status = pmr_comm_dup(comm.handle, site, &part, &error)
+        else:
+            status = pmr_comm_split(comm.handle, color, key, site, &part, &error)
+    comm.leave()
+    if status != PMR_OK:
+        check(status, &error)
+    return None if part == NULL else communicator_wrap(type(comm), part, comm)
 
 
 cdef Handle communicator_wrap(type kind, pmr_comm *handle, Handle parent):

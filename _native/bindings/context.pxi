@@ -189,3 +189,8 @@ def force_kernels(name=None):
         raise errors.UsageError(f"this CPU cannot run the kernel set '{name}': use portable, or leave the choice to it")
     if status != PMR_OK:
         raise errors.UsageError(f"no kernel set is named '{name}': use one of portable, avx2, avx512")
+
+
+def kernels_name():
+    """Name of the kernel set in use, a str: the best of this CPU, unless another one was forced."""
+    return text_of(pmr_kernels_name())

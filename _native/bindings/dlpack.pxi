@@ -81,7 +81,7 @@ cdef void dlpack_release_new(object capsule) noexcept:
         held.deleter(held)
 
 
-cdef cnp.ndarray dlpack_array(object exporter, Element *element):
+cdef object dlpack_array(object exporter, Element *element):
     """A view of what `exporter` exports; sets element.dtype to bfloat16 where it is."""
     device = exporter.__dlpack_device__()[0]
     if device not in (DLPACK_CPU, DLPACK_CUDA_HOST):
@@ -108,11 +108,10 @@ cdef cnp.ndarray dlpack_array(object exporter, Element *element):
     return dlpack_view(&old.tensor, owner, True, element)
 
 
-cdef cnp.ndarray dlpack_view(pmr_py_tensor *tensor, object owner, bint writable, Element *element):
-    cdef cnp.npy_intp dims[DLPACK_DIMS_MAX]
-    cdef cnp.npy_intp strides[DLPACK_DIMS_MAX]
-    cdef cnp.npy_intp step = tensor.bits // 8
-    cdef cnp.ndarray view
+cdef object dlpack_view(pmr_py_tensor *tensor, object owner, bint writable, Element *element):
+    cdef npy_intp dims[DLPACK_DIMS_MAX]
+    cdef npy_intp strides[DLPACK_DIMS_MAX]
+    cdef npy_intp step = tensor.bits // 8
     cdef int axis
     name = DLPACK_DTYPES.get((tensor.code, tensor.bits))
     if name is None or tensor.lanes != 1 or tensor.ndim > DLPACK_DIMS_MAX:
@@ -130,9 +129,7 @@ cdef cnp.ndarray dlpack_view(pmr_py_tensor *tensor, object owner, bint writable,
     if tensor.code == 4:
         element.dtype = PMR_BFLOAT16
         element.fixed = True
-    view = cnp.PyArray_New(
-        cnp.ndarray, tensor.ndim, dims, np.dtype(name).num, strides, <char *>tensor.data + tensor.byte_offset, 0,
-        cnp.NPY_ARRAY_WRITEABLE if writable else 0, None,
+    return array_at(
+        tensor.ndim, dims, strides, np.dtype(name).num, <char *>tensor.data + tensor.byte_offset,
+        NPY_ARRAY_WRITEABLE if writable else 0, owner,
     )
-    cnp.set_array_base(view, owner)
-    return view

@@ -129,10 +129,8 @@ cdef void *heap_take(size_t bytes) except NULL:
 
 cdef object array_over(void *data, object owner, tuple shape, object dtype):
     """An array of `dtype` over `data`; `owner` (a capsule) lives as long as it does."""
-    cdef cnp.ndarray flat
-    cdef cnp.npy_intp bytes_ = bytes_of(shape, dtype)
-    flat = cnp.PyArray_SimpleNewFromData(1, &bytes_, cnp.NPY_UINT8, data)
-    cnp.set_array_base(flat, owner)
+    cdef npy_intp bytes_ = bytes_of(shape, dtype)
+    flat = array_at(1, &bytes_, NULL, NPY_UINT8, data, NPY_ARRAY_CARRAY, owner)
     return flat.view(dtype).reshape(shape) if bytes_ else np.empty(shape, dtype)
 
 
@@ -158,6 +156,7 @@ def shape_of(shape):
 
 def dtype_of(dtype):
     """`dtype` as a numpy dtype; "bfloat16" is ml_dtypes'. Objects are refused."""
+    numpy_load()
     if dtype == "bfloat16":
         try:
             import ml_dtypes
@@ -208,10 +207,13 @@ def shared_open(tuple shape, dtype, uint64_t offset):
     return array_over(<char *>shared + SHARED_HEADER_BYTES, owner, shape, dtype)
 
 
-def heap_covers(cnp.ndarray array):
+def heap_covers(array):
     """Whether the array's memory lies in a heap that all local ranks see."""
     need_context()
-    return pmr_heap_covers(context_now, cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
+    numpy_load()
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"a {type(array).__name__} is no array: pass a numpy array")
+    return pmr_heap_covers(context_now, array_data(array), array_nbytes(array))
 
 
 # ---- numpy's allocator hook ---------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ cdef void hook_free(void *ctx, void *block, size_t bytes_) noexcept nogil:
         pmr_heap_free(context_now, block)
 
 
-cdef cnp.PyDataMem_Handler hook_handler
+cdef PyDataMem_Handler hook_handler
 memset(&hook_handler, 0, sizeof(hook_handler))
 memcpy(hook_handler.name, b"pmrun", 6)
 hook_handler.version = 1
@@ -267,9 +269,10 @@ cdef object hook_capsule = PyCapsule_New(&hook_handler, "mem_handler", NULL)
 def hook_set():
     """Let new numpy arrays of this thread (context) live in the heap; return the handler that did so before."""
     need_context()
-    return cnp.PyDataMem_SetHandler(hook_capsule)
+    numpy_load()
+    return PyDataMem_SetHandler(hook_capsule)
 
 
 def hook_restore(handler):
     """Undo `hook_set`: arrays made in between stay where they are."""
-    cnp.PyDataMem_SetHandler(handler)
+    PyDataMem_SetHandler(handler)

@@ -52,31 +52,31 @@ cdef Plan plan_send(object x):
     cdef Plan plan = Plan.__new__(Plan)
     plan.call.kind = PMR_SEND
     plan_input(plan, x, None)
-    plan.call.count = <size_t>cnp.PyArray_NBYTES(plan.source)
+    plan.call.count = <size_t>array_nbytes(plan.source)
     return plan
 
 
 cdef Plan plan_recv(object out):
     """A temporary, where one is needed, starts as a copy: a short message leaves the rest as it was."""
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.ndarray array = as_array(out, &plan.element)
+    array = as_array(out, &plan.element)
     plan.call.kind = PMR_RECV
     element_read(array, &plan.element)
-    plan_output(plan, out, array, cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
-    output_check(plan, array, out, &plan.element, array, cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
-    plan.call.count = <size_t>cnp.PyArray_NBYTES(plan.target)
+    plan_output(plan, out, array, array_axes(array), array_dims(array))
+    output_check(plan, array, out, &plan.element, array, array_axes(array), array_dims(array))
+    plan.call.count = <size_t>array_nbytes(plan.target)
     return plan
 
 
 cdef int send_now(Handle comm, Plan plan, int32_t dest, int32_t tag) except -1:
     cdef pmr_error error
     cdef pmr_status status
-    cdef uint32_t site
     comm.enter()
-    site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
-        status = pmr_send(comm.handle, plan.call.send, plan.call.count, dest, tag, site, comm.timeout_ns, &error)
+        status = pmr_send(comm.handle, plan.call.send, plan.call.count, dest, tag, plan.call.site,
+                          comm.timeout_ns, &error)
     comm.leave()
     if status != PMR_OK:
         check(status, &error)
@@ -104,6 +104,7 @@ cdef object recv_now(Handle comm, object out, int32_t source, int32_t tag, objec
         probe_now(comm, source, tag, comm.timeout_ns, &info)
         source = info.source
         tag = info.tag
+        numpy_load()
         kind = np.dtype(np.uint8 if dtype is None else dtype)
         if kind.itemsize == 0 or info.bytes % <size_t>kind.itemsize:
             raise errors.MessageTruncated(
@@ -122,13 +123,12 @@ cdef object recv_plan(Handle comm, Plan plan, int32_t source, int32_t tag, Statu
     cdef pmr_message_info info
     cdef pmr_error error
     cdef pmr_status status
-    cdef uint32_t site
     comm.enter()
-    site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
-        status = pmr_recv(comm.handle, plan.call.recv, plan.call.count, source, tag, site, comm.timeout_ns, &info,
-                          &error)
+        status = pmr_recv(comm.handle, plan.call.recv, plan.call.count, source, tag, plan.call.site,
+                          comm.timeout_ns, &info, &error)
     comm.leave()
     if status != PMR_OK:
         check(status, &error)
@@ -142,7 +142,7 @@ cdef Request isend_now(Handle comm, Plan plan, int32_t dest, int32_t tag):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
         status = pmr_isend(comm.handle, plan.call.send, plan.call.count, dest, tag, plan.call.site,
@@ -159,7 +159,7 @@ cdef Request irecv_now(Handle comm, Plan plan, int32_t source, int32_t tag):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
         status = pmr_irecv(comm.handle, plan.call.recv, plan.call.count, source, tag, plan.call.site,
@@ -187,13 +187,13 @@ cdef Plan plan_reply(Plan sent, object out):
         plan = Plan.__new__(Plan)
         plan.call.kind = PMR_RECV
         plan.element = sent.element
-        plan_output(plan, None, sent.source, cnp.PyArray_NDIM(sent.source), cnp.PyArray_DIMS(sent.source))
-        plan.call.count = <size_t>cnp.PyArray_NBYTES(plan.target)
+        plan_output(plan, None, sent.source, array_axes(sent.source), array_dims(sent.source))
+        plan.call.count = <size_t>array_nbytes(plan.target)
         return plan
     plan = plan_recv(out)
     if overlaps(sent.source, plan.target):
         sent.source = sent.source.copy()
-        sent.call.send = cnp.PyArray_DATA(sent.source)
+        sent.call.send = array_data(sent.source)
     return plan
 
 

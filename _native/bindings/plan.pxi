@@ -12,9 +12,9 @@
 cdef class Plan:
     cdef pmr_call call
     cdef Element element
-    cdef cnp.ndarray source     # what the core reads, or None
-    cdef cnp.ndarray target     # what the core writes, or None
-    cdef cnp.ndarray back       # the strided array that `target` is copied to in the end, or None
+    cdef object source     # what the core reads, or None
+    cdef object target     # what the core writes, or None
+    cdef object back       # the strided array that `target` is copied to in the end, or None
     cdef object out             # what the caller gave for the result and gets back, or None
     cdef size_t send_shift      # bytes to this rank's own block, which may be where the other buffer begins
     cdef size_t recv_shift
@@ -29,14 +29,14 @@ cdef class Plan:
     cdef object result(self):
         """What the caller gets, after the core succeeded."""
         if self.back is not None:
-            cnp.PyArray_CopyInto(self.back, self.target)
+            array_fill(self.back, self.target)
         if self.out is not None:
             return self.out
         if self.target is None:
             return None
         if self.element.form == FORM_TORCH:
             return torch_result(self.target, &self.element)
-        if cnp.PyArray_NDIM(self.target) == 0:
+        if array_axes(self.target) == 0:
             return self.target[()]
         return self.target
 
@@ -110,24 +110,23 @@ cdef int plan_root(Plan plan, Handle comm, object root) except -1:
 
 cdef int plan_input(Plan plan, object x, object dtype) except -1:
     """Set source, element and call.send from what the user passed."""
-    cdef cnp.ndarray array = as_array(x, &plan.element)
+    array = as_array(x, &plan.element)
     if dtype is not None:
         element_force(array, dtype, &plan.element)
     element_read(array, &plan.element)
     plan.source = pack(array)
     plan.call.dtype = plan.element.dtype
-    plan.call.send = cnp.PyArray_DATA(plan.source)
+    plan.call.send = array_data(plan.source)
     return 0
 
 
-cdef inline size_t total_of(Plan plan, cnp.ndarray array) noexcept:
+cdef inline size_t total_of(Plan plan, object array) noexcept:
     """Elements of `array` as the core counts them."""
-    return <size_t>cnp.PyArray_SIZE(array) * plan.element.unit
+    return <size_t>array_size(array) * plan.element.unit
 
 
-cdef int plan_output(Plan plan, object out, cnp.ndarray model, int axes, cnp.npy_intp *dims) except -1:
+cdef int plan_output(Plan plan, object out, object model, int axes, npy_intp *dims) except -1:
     """Set target, back and call.recv: a new array like `model` with `dims`, or the user's `out`."""
-    cdef cnp.ndarray array
     cdef Element element
     if out is None:
         plan.target = empty_like(model, axes, dims)
@@ -135,7 +134,7 @@ cdef int plan_output(Plan plan, object out, cnp.ndarray model, int axes, cnp.npy
         array = as_array(out, &element)
         if array is not plan.source:
             output_check(plan, array, out, &element, model, axes, dims)
-        elif not same_shape(array, axes, dims) or not cnp.PyArray_ISWRITEABLE(array):
+        elif not same_shape(array, axes, dims) or not array_writeable(array):
             output_check(plan, array, out, &element, model, axes, dims)
         plan.out = out
         if is_packed(array):
@@ -143,17 +142,17 @@ cdef int plan_output(Plan plan, object out, cnp.ndarray model, int axes, cnp.npy
         else:
             plan.target = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
             plan.back = array
-    plan.call.recv = cnp.PyArray_DATA(plan.target)
+    plan.call.recv = array_data(plan.target)
     if plan.source is not None and overlaps(plan.source, plan.target) and (
         <uintptr_t>plan.call.recv + plan.recv_shift != <uintptr_t>plan.call.send + plan.send_shift
     ):
         plan.source = plan.source.copy()
-        plan.call.send = cnp.PyArray_DATA(plan.source)
+        plan.call.send = array_data(plan.source)
     return 0
 
 
-cdef int output_check(Plan plan, cnp.ndarray array, object out, Element *element, cnp.ndarray model, int axes,
-                      cnp.npy_intp *dims) except -1:
+cdef int output_check(Plan plan, object array, object out, Element *element, object model, int axes,
+                      npy_intp *dims) except -1:
     """Refuse an `out` that cannot take the result: immutable, another dtype, another shape, read-only."""
     if element.form == FORM_SCALAR or isinstance(out, bytes) or (
         element.form == FORM_ARRAY and is_temporary(array, out)
@@ -172,29 +171,29 @@ cdef int output_check(Plan plan, cnp.ndarray array, object out, Element *element
         raise errors.UsageError(
             f"out has shape {shape_tuple(array)}, the result has {shape}: pass an out of that shape"
         )
-    if not cnp.PyArray_ISWRITEABLE(array):
+    if not array_writeable(array):
         raise errors.UsageError("out is read-only: pass a writable array, or leave out= away to get a new one")
     return 0
 
 
-cdef int plan_block(Plan plan, Handle comm, cnp.ndarray array, str operation, int *axes, cnp.npy_intp *dims) except -1:
+cdef int plan_block(Plan plan, Handle comm, object array, str operation, int *axes, npy_intp *dims) except -1:
     """The block of each rank in `array`: one row of (size, ...), or equal parts of a longer first axis."""
     cdef int axis, skip
-    cdef cnp.npy_intp rows
-    if cnp.PyArray_NDIM(array) == 0:
+    cdef npy_intp rows
+    if array_axes(array) == 0:
         raise errors.UsageError(
             f"{operation} cuts its input along the first axis, and a scalar has none: pass {comm._size} blocks"
         )
-    rows = cnp.PyArray_DIM(array, 0)
+    rows = array_dim(array, 0)
     if rows % comm._size:
         raise errors.UsageError(
             f"{operation} cuts its input into {comm._size} equal blocks along the first axis, but its shape is "
             f"{shape_tuple(array)}: pass a multiple of {comm._size} rows, or use {operation}v"
         )
     skip = 1 if rows == comm._size else 0
-    axes[0] = cnp.PyArray_NDIM(array) - skip
+    axes[0] = array_axes(array) - skip
     for axis in range(axes[0]):
-        dims[axis] = cnp.PyArray_DIM(array, axis + skip)
+        dims[axis] = array_dim(array, axis + skip)
     if not skip:
         dims[0] = rows // comm._size
     return 0
@@ -211,7 +210,7 @@ cdef object run(Handle comm, Plan plan):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     if comm._size == 1 and plan.call.count <= KEEP_GIL_COUNT:
         status = pmr_coll_run(comm.handle, &plan.call, comm.timeout_ns, &error)
@@ -222,3 +221,9 @@ cdef object run(Handle comm, Plan plan):
     if status != PMR_OK:
         check(status, &error)
     return plan.result()
+
+
+cdef object run_part(Handle comm, pmr_form form, Plan plan):
+    """`run` for a call that may be one of those that a form is made of."""
+    plan.call.form = form
+    return run(comm, plan)

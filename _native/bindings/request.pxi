@@ -117,7 +117,7 @@ cdef class Request:
         if isinstance(self.partner.value, Exception):
             return self.partner.value
         if self.plan.out is None:
-            return length_failure(self.info().bytes, <size_t>cnp.PyArray_NBYTES(self.plan.target))
+            return length_failure(self.info().bytes, <size_t>array_nbytes(self.plan.target))
         return None
 
     def wait(self, timeout=None):
@@ -252,7 +252,7 @@ cdef object start(Handle comm, Plan plan):
     cdef pmr_error error
     cdef pmr_status status
     comm.enter()
-    plan.call.site = site_here()
+    plan.call.site = site_here(&plan.call.form)
     clear(&error)
     with nogil:
         status = pmr_coll_start(comm.handle, &plan.call, &request.handle, &error)

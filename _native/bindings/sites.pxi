@@ -3,7 +3,8 @@
 # Call sites for the flight recorder: which line of the user's program made this call.
 #
 # Cython's methods push no Python frame, so the running frame is the caller's, or that of one of pmrun's own
-# Python files, which is walked past. (code object, last instruction) is looked up in a small direct-mapped
+# Python files, which is walked past; where that is a function of which the core has a form, the call is a part of it,
+# and the user's is the outermost. (code object, last instruction) is looked up in a small direct-mapped
 # cache; only a miss makes the text "train.py:44 in main" and asks the core for its number.
 # Invariant: a cached code object is kept alive by the cache, so its address cannot come to mean another.
 
@@ -23,7 +24,10 @@ cdef extern from *:
     } pmr_py_site;
 
     #define PMR_PY_SITES 256
-    #define PMR_PY_SITE_OWN UINT32_MAX /* a frame of pmrun itself: look further up */
+    /* A frame of pmrun itself, which may be a form: look further up. */
+    #define PMR_PY_SITE_OWN(form) (UINT32_MAX - (uint32_t)(form))
+    #define PMR_PY_SITE_IS_OWN(site) ((site) > PMR_PY_SITE_OWN(PMR_FORM_COUNT))
+    #define PMR_PY_SITE_FORM(site) ((pmr_form)(UINT32_MAX - (site)))
     static pmr_py_site pmr_py_sites[PMR_PY_SITES];
 
     static inline pmr_py_site *pmr_py_site_slot(const void *code, int place)
@@ -49,28 +53,34 @@ cdef extern from *:
         int place
         uint32_t site
     int PMR_PY_SITES
-    uint32_t PMR_PY_SITE_OWN
+    uint32_t PMR_PY_SITE_OWN(int form)
+    bint PMR_PY_SITE_IS_OWN(uint32_t site)
+    pmr_form PMR_PY_SITE_FORM(uint32_t site)
     pmr_py_site *pmr_py_sites
     pmr_py_site *pmr_py_site_slot(const void *code, int place)
 
 cdef str OWN_FILES = os.path.dirname(os.path.abspath(errors.__file__)) + os.sep
 cdef int SITE_PATH_MAX = 120
 cdef int SITE_NAME_MAX = 48
+cdef dict FORMS = {text_of(pmr_form_name(<pmr_form>number)): number for number in range(1, PMR_FORM_COUNT)}
 
 
-cdef uint32_t site_here() noexcept:
-    """The site number of the innermost frame that is not pmrun's; 0 where there is none."""
+cdef uint32_t site_here(pmr_form *form) noexcept:
+    """The site number of the innermost frame that is not pmrun's, 0 where there is none; and, where what it called
+    is a form, that."""
     cdef PyFrameObject *frame = PyEval_GetFrame()
     cdef PyFrameObject *above = NULL
     cdef uint32_t site
     cdef bint owned = False
     while frame != NULL:
         site = site_of(frame)
-        if site == PMR_PY_SITE_OWN:
+        if PMR_PY_SITE_IS_OWN(site):
             above = PyFrame_GetBack(frame)
+            if PMR_PY_SITE_FORM(site) != PMR_FORM_PLAIN:
+                form[0] = PMR_PY_SITE_FORM(site)
         if owned:
             frame_release(frame)
-        if site != PMR_PY_SITE_OWN:
+        if not PMR_PY_SITE_IS_OWN(site):
             return site
         frame = above
         owned = True
@@ -78,7 +88,7 @@ cdef uint32_t site_here() noexcept:
 
 
 cdef inline uint32_t site_of(PyFrameObject *frame) noexcept:
-    """The site number of one frame; PMR_PY_SITE_OWN for pmrun's own."""
+    """The site number of one frame; one of PMR_PY_SITE_OWN for pmrun's own."""
     cdef PyCodeObject *code = PyFrame_GetCode(frame)
     cdef int place = pmr_py_frame_place(frame)
     cdef pmr_py_site *slot = pmr_py_site_slot(code, place)
@@ -96,7 +106,7 @@ cdef uint32_t site_make(object code, int line) noexcept:
     """The recorder must not fail a call: an error here is reported as unraisable, and the site is unknown."""
     cdef str path = code.co_filename
     if path.startswith(OWN_FILES):
-        return PMR_PY_SITE_OWN
+        return PMR_PY_SITE_OWN(FORMS.get(code.co_name, <int>PMR_FORM_PLAIN))
     try:
         here = os.getcwd() + os.sep
     except OSError:  # the directory is gone

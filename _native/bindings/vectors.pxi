@@ -19,26 +19,32 @@ cdef list rows_of(Handle comm, object counts, str name):
     return rows
 
 
-cdef int rows_needed(cnp.ndarray array, object wanted, str what) except -1:
-    if cnp.PyArray_NDIM(array) == 0:
+cdef int rows_needed(object array, object wanted, str what) except -1:
+    if array_axes(array) == 0:
         raise errors.UsageError("a scalar has no rows to divide: pass an array with at least one axis")
-    if wanted is not None and cnp.PyArray_DIM(array, 0) != wanted:
-        raise errors.UsageError(f"{what} is {wanted} rows, but the array has {cnp.PyArray_DIM(array, 0)}")
+    if wanted is not None and array_dim(array, 0) != wanted:
+        raise errors.UsageError(f"{what} is {wanted} rows, but the array has {array_dim(array, 0)}")
     return 0
 
 
-cdef int plan_counts(Plan plan, Handle comm, bint receiving, list rows, cnp.ndarray model) except -1:
-    """Store counts and displacements in elements: of what is sent, or of what is received."""
+cdef size_t row_of(Plan plan, object model) noexcept:
+    """Elements in one row of `model`."""
     cdef size_t row = plan.element.unit
+    cdef int axis
+    for axis in range(1, array_axes(model)):
+        row *= <size_t>array_dim(model, axis)
+    return row
+
+
+cdef int plan_counts(Plan plan, Handle comm, bint receiving, list rows, size_t row) except -1:
+    """Store counts and displacements in elements, `row` in each row: of what is sent, or of what is received."""
     cdef size_t place = 0
     cdef size_t *counts
-    cdef int axis, rank
+    cdef int rank
     if plan.counts == NULL:
         plan.counts = <size_t *>PyMem_Malloc(4 * <size_t>comm._size * sizeof(size_t))
         if plan.counts == NULL:
             raise MemoryError("no memory for counts")
-    for axis in range(1, cnp.PyArray_NDIM(model)):
-        row *= <size_t>cnp.PyArray_DIM(model, axis)
     counts = plan.counts + (2 * comm._size if receiving else 0)
     for rank in range(len(rows)):
         counts[rank] = <size_t>rows[rank] * row
@@ -55,20 +61,20 @@ cdef int plan_counts(Plan plan, Handle comm, bint receiving, list rows, cnp.ndar
 
 cdef int plan_rows_output(Plan plan, object out, object rows) except -1:
     """An output like the source, with `rows` rows."""
-    cdef cnp.npy_intp dims[DIMS_MAX]
+    cdef npy_intp dims[DIMS_MAX]
     cdef int axis
-    for axis in range(cnp.PyArray_NDIM(plan.source)):
-        dims[axis] = cnp.PyArray_DIM(plan.source, axis)
+    for axis in range(array_axes(plan.source)):
+        dims[axis] = array_dim(plan.source, axis)
     dims[0] = rows
-    return plan_output(plan, out, plan.source, cnp.PyArray_NDIM(plan.source), dims)
+    return plan_output(plan, out, plan.source, array_axes(plan.source), dims)
 
 
-cdef object counts_gathered(Handle comm, pmr_kind kind, object x, object root):
+cdef object counts_gathered(Handle comm, pmr_form form, pmr_kind kind, object x, object root):
     """The ranks' numbers of rows, where they are needed; None elsewhere."""
     cdef Element element
-    cdef cnp.ndarray array = as_array(x, &element)
+    array = as_array(x, &element)
     rows_needed(array, None, "")
-    return run(comm, plan_gather(comm, kind, np.int64(cnp.PyArray_DIM(array, 0)), None, None, root))
+    return run_part(comm, form, plan_gather(comm, kind, np.int64(array_dim(array, 0)), None, None, root))
 
 
 cdef Plan plan_gatherv(Handle comm, pmr_kind kind, object x, object counts, object root, object out, object dtype):
@@ -83,19 +89,18 @@ cdef Plan plan_gatherv(Handle comm, pmr_kind kind, object x, object counts, obje
         if counts is not None and len(counts):  # none: only the root knows them
             rows = rows_of(comm, counts, "counts")
             rows_needed(plan.source, rows[comm._rank], f"counts[{comm._rank}]")
-        plan_counts(plan, comm, False, [cnp.PyArray_DIM(plan.source, 0)], plan.source)
+        plan_counts(plan, comm, False, [array_dim(plan.source, 0)], row_of(plan, plan.source))
         return plan
     rows = rows_of(comm, counts, "counts")
     rows_needed(plan.source, rows[comm._rank], f"counts[{comm._rank}]")
-    plan_counts(plan, comm, False, [rows[comm._rank]], plan.source)
-    plan_counts(plan, comm, True, rows, plan.source)
+    plan_counts(plan, comm, False, [rows[comm._rank]], row_of(plan, plan.source))
+    plan_counts(plan, comm, True, rows, row_of(plan, plan.source))
     plan_rows_output(plan, out, sum(rows))
     return plan
 
 
 cdef Plan plan_scatterv(Handle comm, object x, object counts, object root, object out, object dtype):
     cdef Plan plan = Plan.__new__(Plan)
-    cdef cnp.ndarray array
     cdef list rows
     plan.call.kind = PMR_SCATTERV
     plan_root(plan, comm, root)
@@ -103,7 +108,7 @@ cdef Plan plan_scatterv(Handle comm, object x, object counts, object root, objec
         plan_input(plan, x, dtype)
         rows = rows_of(comm, counts, "counts")
         rows_needed(plan.source, sum(rows), "the sum of counts")
-        plan_counts(plan, comm, False, rows, plan.source)
+        plan_counts(plan, comm, False, rows, row_of(plan, plan.source))
         plan_rows_output(plan, out, rows[comm._rank])
     else:
         array = as_array(out, &plan.element)
@@ -112,9 +117,9 @@ cdef Plan plan_scatterv(Handle comm, object x, object counts, object root, objec
         element_read(array, &plan.element)
         plan.call.dtype = plan.element.dtype
         rows_needed(array, None, "")
-        output_check(plan, array, out, &plan.element, array, cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
-        plan_output(plan, out, array, cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
-    plan_counts(plan, comm, True, [cnp.PyArray_DIM(plan.target, 0)], plan.target)
+        output_check(plan, array, out, &plan.element, array, array_axes(array), array_dims(array))
+        plan_output(plan, out, array, array_axes(array), array_dims(array))
+    plan_counts(plan, comm, True, [array_dim(plan.target, 0)], row_of(plan, plan.target))
     return plan
 
 
@@ -132,10 +137,10 @@ cdef object scatterv_blank(Handle comm, object x, object counts, object root, ob
                       plan.element.fixed)
         except (TypeError, ValueError, BufferError, MemoryError) as error:
             header = error
-    tail, kind, torch, fixed = header_exchange(comm, header, plan.call.root)
+    tail, kind, torch, fixed = header_exchange(comm, PMR_FORM_SCATTERV, header, plan.call.root)
     own = np.empty((), np.int64)
     all_rows = np.array(rows, np.int64) if header is not None else None
-    run(comm, plan_scatter(comm, all_rows, root, own, None))
+    run_part(comm, PMR_FORM_SCATTERV, plan_scatter(comm, all_rows, root, own, None))
     return block_blank((int(own), *tail), kind, torch, fixed)
 
 
@@ -146,7 +151,7 @@ cdef Plan plan_reduce_scatterv(Handle comm, object x, object counts, object op, 
     plan_input(plan, x, dtype)
     plan_op(plan, op)
     rows_needed(plan.source, sum(rows), "the sum of counts")
-    plan_counts(plan, comm, True, rows, plan.source)
+    plan_counts(plan, comm, True, rows, row_of(plan, plan.source))
     plan_rows_output(plan, out, rows[comm._rank])
     return plan
 
@@ -163,8 +168,8 @@ cdef Plan plan_alltoallv(Handle comm, object x, object send_counts, object recv_
             f"send_counts[{comm._rank}] is {send_rows[comm._rank]} and recv_counts[{comm._rank}] is "
             f"{recv_rows[comm._rank]}, but both are this rank's block for itself: pass the same number of rows"
         )
-    plan_counts(plan, comm, False, send_rows, plan.source)
-    plan_counts(plan, comm, True, recv_rows, plan.source)
+    plan_counts(plan, comm, False, send_rows, row_of(plan, plan.source))
+    plan_counts(plan, comm, True, recv_rows, row_of(plan, plan.source))
     plan_rows_output(plan, out, sum(recv_rows))
     return plan
 
@@ -190,9 +195,11 @@ cdef class Vectors(Collectives):
         array or None
             The arrays one after the other on the root, None elsewhere.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if counts is None:
-            counts = counts_gathered(self, PMR_GATHER, x, root)
-        return run(self, plan_gatherv(self, PMR_GATHERV, x, counts, root, out, dtype))
+            form = PMR_FORM_GATHERV
+            counts = counts_gathered(self, form, PMR_GATHER, x, root)
+        return run_part(self, form, plan_gatherv(self, PMR_GATHERV, x, counts, root, out, dtype))
 
     def igatherv(self, x, counts=None, root=0, out=None, *, dtype=None):
         """`gatherv` as a Request; the root passes `counts`."""
@@ -203,9 +210,11 @@ cdef class Vectors(Collectives):
 
         Parameters are those of `gatherv`, without a root.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if counts is None:
-            counts = counts_gathered(self, PMR_ALLGATHER, x, None)
-        return run(self, plan_gatherv(self, PMR_ALLGATHERV, x, counts, None, out, dtype))
+            form = PMR_FORM_ALLGATHERV
+            counts = counts_gathered(self, form, PMR_ALLGATHER, x, None)
+        return run_part(self, form, plan_gatherv(self, PMR_ALLGATHERV, x, counts, None, out, dtype))
 
     def iallgatherv(self, x, counts, out=None, *, dtype=None):
         """`allgatherv` as a Request."""
@@ -229,9 +238,11 @@ cdef class Vectors(Collectives):
         array
             The block, of shape ``(counts[rank], *row)``.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if out is None:
+            form = PMR_FORM_SCATTERV
             out, dtype = scatterv_blank(self, x, counts, root, dtype)
-        return run(self, plan_scatterv(self, x, counts, root, out, dtype))
+        return run_part(self, form, plan_scatterv(self, x, counts, root, out, dtype))
 
     def iscatterv(self, x=None, counts=None, root=0, out=None, *, dtype=None):
         """`scatterv` as a Request; ranks other than the root pass `out`."""
@@ -283,10 +294,13 @@ cdef class Vectors(Collectives):
         array
             The blocks received, in rank order.
         """
+        cdef pmr_form form = PMR_FORM_PLAIN
         if recv_counts is None:
+            form = PMR_FORM_ALLTOALLV
+            numpy_load()
             sent = np.array(rows_of(self, send_counts, "send_counts"), np.int64)
-            recv_counts = run(self, plan_alltoall(self, sent, None, None))
-        return run(self, plan_alltoallv(self, x, send_counts, recv_counts, out, dtype))
+            recv_counts = run_part(self, form, plan_alltoall(self, sent, None, None))
+        return run_part(self, form, plan_alltoallv(self, x, send_counts, recv_counts, out, dtype))
 
     def ialltoallv(self, x, send_counts, recv_counts, out=None, *, dtype=None):
         """`alltoallv` as a Request."""

@@ -29,13 +29,6 @@ static size_t limit(const pmr_comm *comm, pmr_kind kind)
     return comm->size > 1 && comm->crowded ? SIZE_MAX : 0;
 }
 
-static size_t items_of(const pmr_task *task, uint32_t chunk)
-{
-    size_t first = (size_t)chunk * task->chunk_items;
-    size_t left = task->call->count - first;
-    return left < task->chunk_items ? left : task->chunk_items;
-}
-
 static size_t slice_items(const pmr_task *task)
 {
     return SLICE_BYTES / task->item_bytes;
@@ -43,7 +36,7 @@ static size_t slice_items(const pmr_task *task)
 
 static uint32_t slices_of(const pmr_task *task, uint32_t chunk)
 {
-    return (uint32_t)((items_of(task, chunk) + slice_items(task) - 1) / slice_items(task));
+    return (uint32_t)((pmr_task_items(task, chunk) + slice_items(task) - 1) / slice_items(task));
 }
 
 static pmr_claims *claims_of(const pmr_task *task, uint32_t chunk)
@@ -68,7 +61,7 @@ static void open_claims(pmr_task *task, uint32_t chunk)
 static void stage(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
-    size_t bytes = items_of(task, chunk) * task->item_bytes;
+    size_t bytes = pmr_task_items(task, chunk) * task->item_bytes;
     memcpy(pmr_comm_bench(comm, comm->rank, chunk),
            (const uint8_t *)task->call->send + (size_t)chunk * task->chunk_items * task->item_bytes, bytes);
     task->staged = chunk + 1;
@@ -117,7 +110,7 @@ static void reduce_slice(const pmr_task *task, uint32_t chunk, uint32_t slice)
 {
     pmr_comm *comm = task->comm;
     const pmr_call *call = task->call;
-    size_t start = slice * slice_items(task), items = items_of(task, chunk) - start;
+    size_t start = slice * slice_items(task), items = pmr_task_items(task, chunk) - start;
     if (items > slice_items(task))
         items = slice_items(task);
     const void *source[PMR_WINDOW_RANKS_MAX];
@@ -161,7 +154,6 @@ static pmr_status await_ready(pmr_task *task, uint32_t chunk)
 
 static pmr_status enter(pmr_task *task)
 {
-    pmr_comm *comm = task->comm;
     pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
     if (status)
         return status;
@@ -171,11 +163,10 @@ static pmr_status enter(pmr_task *task)
     task->chunk_items = (task->bytes <= SINGLE_BYTES_MAX ? SINGLE_BYTES_MAX : CHUNK_BYTES) / task->item_bytes;
     task->steps = (uint32_t)((task->call->count + task->chunk_items - 1) / task->chunk_items);
     pmr_entry *entry = pmr_task_entry(task);
-    entry->style = exposed ? PMR_STYLE_EXPOSED : PMR_STYLE_STAGED;
     if (exposed) {
-        entry->send_offset = pmr_comm_offset(comm, task->call->send);
-        entry->recv_offset = pmr_comm_offset(comm, task->call->recv);
+        pmr_task_expose(task, entry);
     } else {
+        entry->style = PMR_STYLE_STAGED;
         stage(task, 0);
     }
     pmr_task_enter(task, entry);
@@ -219,7 +210,7 @@ static pmr_status run_chunks(pmr_task *task)
             return status;
         if (!task->exposed)
             memcpy((uint8_t *)task->call->recv + (size_t)chunk * task->chunk_items * task->item_bytes,
-                   pmr_comm_result(comm, chunk), items_of(task, chunk) * task->item_bytes);
+                   pmr_comm_result(comm, chunk), pmr_task_items(task, chunk) * task->item_bytes);
     }
     return PMR_OK;
 }

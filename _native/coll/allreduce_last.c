@@ -27,9 +27,7 @@ static void contribute(pmr_task *task)
         entry->style = PMR_STYLE_INLINE;
         memcpy(entry->payload, call->send, task->bytes);
     } else if (pmr_task_in_heap(task, task->bytes, task->bytes)) {
-        entry->style = PMR_STYLE_EXPOSED;
-        entry->send_offset = pmr_comm_offset(comm, call->send);
-        entry->recv_offset = pmr_comm_offset(comm, call->recv);
+        pmr_task_expose(task, entry);
     } else {
         entry->style = PMR_STYLE_SLOT;
         memcpy(pmr_comm_bench(comm, comm->rank, 0), call->send, task->bytes);

@@ -15,8 +15,6 @@
  */
 #include "coll/coll.h"
 
-enum { ENTER = 0, GATHER, PIPELINE, IN_PLACE = 100 };
-/* within an iteration: task->cursor polls members */
 #define CHUNKS_WANTED    4u
 #define CHUNK_BYTES_MIN  32768u
 #define CHUNK_BYTES_BEST 262144u
@@ -35,13 +33,6 @@ static void plan(pmr_task *task)
     task->steps = (uint32_t)((task->call->count + task->chunk_items - 1) / task->chunk_items);
 }
 
-static size_t items_of(const pmr_task *task, uint32_t chunk)
-{
-    size_t first = (size_t)chunk * task->chunk_items;
-    size_t left = task->call->count - first;
-    return left < task->chunk_items ? left : task->chunk_items;
-}
-
 /* First item, within the chunk, of the slice that `rank` owns. */
 static size_t slice_start(const pmr_task *task, size_t items, uint32_t rank)
 {
@@ -54,7 +45,7 @@ static size_t slice_start(const pmr_task *task, size_t items, uint32_t rank)
 static void stage(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
-    size_t items = items_of(task, chunk), item = task->item_bytes;
+    size_t items = pmr_task_items(task, chunk), item = task->item_bytes;
     const uint8_t *from = (const uint8_t *)task->call->send + (size_t)chunk * task->chunk_items * item;
     uint8_t *to = pmr_comm_chunk(comm, comm->rank, task->seq, chunk);
     size_t own = slice_start(task, items, comm->rank) * item,
@@ -69,7 +60,7 @@ static void reduce_own(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
     const pmr_call *call = task->call;
-    size_t items = items_of(task, chunk), item = task->item_bytes;
+    size_t items = pmr_task_items(task, chunk), item = task->item_bytes;
     size_t start = slice_start(task, items, comm->rank), end = slice_start(task, items, comm->rank + 1);
     size_t at = ((size_t)chunk * task->chunk_items + start) * item;
     const void *source[PMR_WINDOW_RANKS_MAX];
@@ -89,12 +80,13 @@ static void reduce_own(pmr_task *task, uint32_t chunk)
 static void collect(pmr_task *task, uint32_t chunk, uint32_t rank)
 {
     pmr_comm *comm = task->comm;
-    size_t items = items_of(task, chunk), item = task->item_bytes;
+    size_t items = pmr_task_items(task, chunk), item = task->item_bytes;
     size_t start = slice_start(task, items, rank), end = slice_start(task, items, rank + 1);
     memcpy((uint8_t *)task->call->recv + ((size_t)chunk * task->chunk_items + start) * item,
            pmr_comm_chunk(comm, rank, task->seq, chunk) + start * item, (end - start) * item);
 }
 
+/* Within an iteration task->cursor polls the members. */
 static pmr_status await_staged(pmr_task *task, uint32_t chunks)
 {
     pmr_comm *comm = task->comm;
@@ -124,8 +116,9 @@ static pmr_status collect_all(pmr_task *task, uint32_t chunk)
     return PMR_OK;
 }
 
-static pmr_status pipeline(pmr_task *task)
+static pmr_status pipeline(pmr_task *task, pmr_error *error)
 {
+    (void)error;
     for (; task->steps > 0; task->step++) {
         uint32_t i = task->step;
         if (i < task->steps && task->staged <= i)
@@ -152,21 +145,17 @@ static pmr_status enter(pmr_task *task)
     pmr_comm *comm = task->comm;
     uint32_t half = task->seq % 2;
     task->exposed = pmr_task_in_heap(task, task->bytes, task->bytes);
-    pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
-    if (!status)
-        status = pmr_task_drain(task, comm->half_busy[half]);
+    pmr_status status = pmr_task_drain(task, comm->half_busy[half]);
     if (status)
         return status;
     plan(task);
     task->staged = task->published = 0;
     pmr_entry *entry = pmr_task_entry(task);
-    entry->style = task->exposed ? PMR_STYLE_EXPOSED : PMR_STYLE_STAGED;
+    entry->style = PMR_STYLE_STAGED;
     entry->in_base = atomic_load_explicit(&comm->me->in.value, memory_order_relaxed);
     entry->out_base = atomic_load_explicit(&comm->me->out.value, memory_order_relaxed);
-    if (task->exposed) {
-        entry->send_offset = pmr_comm_offset(comm, task->call->send);
-        entry->recv_offset = pmr_comm_offset(comm, task->call->recv);
-    }
+    if (task->exposed)
+        pmr_task_expose(task, entry);
     pmr_task_enter(task, entry);
     comm->half_busy[half] = task->seq;
     if (!task->exposed && task->steps)
@@ -174,26 +163,17 @@ static pmr_status enter(pmr_task *task)
     return PMR_OK;
 }
 
+static void settle(pmr_task *task)
+{
+    if (task->exposed && pmr_task_exposed_ranks(task) == task->comm->size)
+        task->phase = PMR_PHASE_IN_PLACE;
+}
+
+static const pmr_phases phases = {.enter = enter, .settle = settle, .work = pipeline};
+
 static pmr_status step(pmr_task *task, pmr_error *error)
 {
-    pmr_status status;
-    if (task->phase == ENTER) {
-        status = enter(task);
-        if (status)
-            return status;
-        task->phase = GATHER;
-    }
-    if (task->phase == GATHER) {
-        status = pmr_task_gather(task, error);
-        if (status)
-            return status;
-        if (task->exposed && pmr_task_exposed_ranks(task) == task->comm->size)
-            return pmr_in_place_step(task);
-        task->phase = PIPELINE;
-    }
-    if (task->phase >= IN_PLACE)
-        return pmr_in_place_step(task);
-    return pipeline(task);
+    return pmr_task_go_through(&phases, task, error);
 }
 
 static const pmr_algorithm sliced = {

@@ -13,7 +13,7 @@
  */
 #include "coll/coll.h"
 
-enum { ENTER = 0, GATHER, SHOW, AWAIT, IN_PLACE = 100 };
+enum { SHOW = PMR_PHASE_WORK, AWAIT };
 
 #define CHUNK_BYTES 65536u
 #define BYTES_BEST  32768u /* above it, with three ranks and more, slices move less */
@@ -26,18 +26,12 @@ static size_t limit(const pmr_comm *comm, pmr_kind kind)
     return comm->size == 2 ? SIZE_MAX - 1 : BYTES_BEST;
 }
 
-static size_t items_of(const pmr_task *task, uint32_t chunk)
-{
-    size_t left = task->call->count - (size_t)chunk * task->chunk_items;
-    return left < task->chunk_items ? left : task->chunk_items;
-}
-
 static void show(pmr_task *task, uint32_t chunk)
 {
     pmr_comm *comm = task->comm;
     memcpy(pmr_comm_turn(comm, comm->rank, comm->turns + chunk),
            (const uint8_t *)task->call->send + (size_t)chunk * task->chunk_items * task->item_bytes,
-           items_of(task, chunk) * task->item_bytes);
+           pmr_task_items(task, chunk) * task->item_bytes);
     task->staged = chunk + 1;
 }
 
@@ -69,24 +63,17 @@ static void reduce_chunk(const pmr_task *task, uint32_t chunk)
         source[rank] = rank == comm->rank ? (const uint8_t *)call->send + at
                                           : pmr_comm_turn(comm, rank, comm->turns + chunk);
     pmr_reduce_lookup(call->op, call->dtype)((uint8_t *)call->recv + at, source, comm->size,
-                                             items_of(task, chunk));
+                                             pmr_task_items(task, chunk));
 }
 
 static pmr_status enter(pmr_task *task)
 {
-    pmr_comm *comm = task->comm;
-    const pmr_call *call = task->call;
-    pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
-    if (status)
-        return status;
     task->chunk_items = CHUNK_BYTES / task->item_bytes;
-    task->steps = (uint32_t)((call->count + task->chunk_items - 1) / task->chunk_items);
+    task->steps = (uint32_t)((task->call->count + task->chunk_items - 1) / task->chunk_items);
     task->staged = 0;
     pmr_entry *entry = pmr_task_entry(task);
     if (pmr_task_in_heap(task, task->bytes, task->bytes)) {
-        entry->style = PMR_STYLE_EXPOSED;
-        entry->send_offset = pmr_comm_offset(comm, call->send);
-        entry->recv_offset = pmr_comm_offset(comm, call->recv);
+        pmr_task_expose(task, entry);
     } else {
         entry->style = PMR_STYLE_SLOT;
         if (task->steps)
@@ -96,8 +83,9 @@ static pmr_status enter(pmr_task *task)
     return PMR_OK;
 }
 
-static pmr_status run_chunks(pmr_task *task)
+static pmr_status run_chunks(pmr_task *task, pmr_error *error)
 {
+    (void)error;
     for (; task->step < task->steps; task->step++, task->phase = SHOW) {
         if (task->phase == SHOW) {
             if (task->staged == task->step)
@@ -114,31 +102,22 @@ static pmr_status run_chunks(pmr_task *task)
     return PMR_OK;
 }
 
+static void settle(pmr_task *task)
+{
+    uint32_t exposed = pmr_task_exposed_ranks(task);
+    if (exposed == task->comm->size) {
+        task->phase = PMR_PHASE_IN_PLACE;
+    } else if (exposed == 0 && task->steps) { /* who has entered has shown its first chunk */
+        reduce_chunk(task, 0);
+        task->step = 1;
+    }
+}
+
+static const pmr_phases phases = {.enter = enter, .settle = settle, .work = run_chunks};
+
 static pmr_status step(pmr_task *task, pmr_error *error)
 {
-    pmr_status status;
-    if (task->phase == ENTER) {
-        status = enter(task);
-        if (status)
-            return status;
-        task->phase = GATHER;
-    }
-    if (task->phase == GATHER) {
-        status = pmr_task_gather(task, error);
-        if (status)
-            return status;
-        uint32_t exposed = pmr_task_exposed_ranks(task);
-        if (exposed == task->comm->size)
-            return pmr_in_place_step(task);
-        task->phase = SHOW;
-        if (exposed == 0 && task->steps) { /* who has entered has shown its first chunk */
-            reduce_chunk(task, 0);
-            task->step = 1;
-        }
-    }
-    if (task->phase >= IN_PLACE)
-        return pmr_in_place_step(task);
-    return run_chunks(task);
+    return pmr_task_go_through(&phases, task, error);
 }
 
 static const pmr_algorithm symmetric = {

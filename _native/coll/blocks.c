@@ -82,6 +82,19 @@ size_t pmr_blocks_total(const pmr_task *task)
     return total;
 }
 
+bool pmr_blocks_streaming(const pmr_task *task)
+{
+    uint32_t rank = task->comm->rank, size = task->comm->size;
+    size_t made = pmr_blocks_makes(task, rank) ? pmr_blocks_total(task) : 0, taken = 0;
+    if (pmr_blocks_reducing(task))
+        taken = pmr_blocks_reduces_here(task) ? pmr_block_in(task, rank).bytes : 0;
+    else
+        for (uint32_t maker = 0; maker < size; maker++)
+            if (pmr_blocks_takes(task, rank, maker))
+                taken += pmr_block_in(task, maker).bytes;
+    return (made + taken) > task->comm->context->cache_bytes / size;
+}
+
 /* A rank would overwrite, with its result, what others have yet to read. */
 static bool overwritten(const pmr_task *task)
 {
@@ -119,11 +132,11 @@ static bool reads_possible(pmr_comm *comm)
     return context->remote_reads == PMR_READS_POSSIBLE;
 }
 
-/* Measured: below it, two copies through the caches are faster than one by the kernel, which has to pin the
- * pages first. With more ranks than CPUs the chunks of two copies also cost switches between ranks. */
-static size_t remote_bytes_min(const pmr_comm *comm)
+/* Where several take the same block, one copy to shared memory serves all of them, and they read it from there
+ * as fast as they can write. */
+static bool has_one_taker(const pmr_task *task)
 {
-    return comm->crowded ? (size_t)3 << 20 : (size_t)6 << 20;
+    return task->comm->size == 2 || pmr_blocks_count(task) > 1 || pmr_task_is(task, PMR_TO_ROOT);
 }
 
 enum pmr_style pmr_blocks_style(const pmr_task *task)
@@ -133,8 +146,8 @@ enum pmr_style pmr_blocks_style(const pmr_task *task)
     if (all_in_heap(task))
         return PMR_STYLE_EXPOSED;
     size_t block_bytes = pmr_blocks_total(task) / pmr_blocks_count(task);
-    bool remote = !pmr_blocks_reducing(task) && block_bytes >= remote_bytes_min(task->comm) &&
-                  reads_possible(task->comm);
+    bool remote = !pmr_blocks_reducing(task) && has_one_taker(task) &&
+                  block_bytes >= task->comm->context->remote_bytes_min[task->comm->crowded] && reads_possible(task->comm);
     return remote ? PMR_STYLE_REMOTE : PMR_STYLE_STAGED;
 }
 

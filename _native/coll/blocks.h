@@ -98,6 +98,9 @@ pmr_block pmr_block_out(const pmr_task *task, uint32_t block);
 pmr_block pmr_block_in(const pmr_task *task, uint32_t maker);
 /* Bytes of all blocks that this rank makes. */
 size_t pmr_blocks_total(const pmr_task *task);
+/* All ranks together move more than the caches hold. Buffers that this rank does not have count as none, so
+ * ranks may differ, which is harmless. */
+bool pmr_blocks_streaming(const pmr_task *task);
 /* How takers can read this rank's long blocks from where they lie, until they are done: PMR_STYLE_EXPOSED,
  * PMR_STYLE_REMOTE, or PMR_STYLE_STAGED where they cannot. */
 enum pmr_style pmr_blocks_style(const pmr_task *task);

@@ -53,7 +53,60 @@ static inline uint32_t pmr_task_exposed_ranks(const pmr_task *task)
     return exposed;
 }
 
-/* Allreduce of arrays that all lie in the heap; in_place.c. Begun after all have entered. */
+/* Says in the entry that all of the call's buffers lie in the heap, and where. */
+static inline void pmr_task_expose(const pmr_task *task, pmr_entry *entry)
+{
+    entry->style = PMR_STYLE_EXPOSED;
+    entry->send_offset = pmr_comm_offset(task->comm, task->call->send);
+    entry->recv_offset = pmr_comm_offset(task->comm, task->call->recv);
+}
+
+/* Items of a chunk: task->chunk_items, or what is left for the last one. */
+static inline size_t pmr_task_items(const pmr_task *task, uint32_t chunk)
+{
+    size_t left = task->call->count - (size_t)chunk * task->chunk_items;
+    return left < task->chunk_items ? left : task->chunk_items;
+}
+
+/* ---- algorithms that begin with a look at all entries ---- */
+
+enum { PMR_PHASE_ENTER = 0, PMR_PHASE_GATHER, PMR_PHASE_WORK, PMR_PHASE_IN_PLACE = 100 };
+
+typedef struct pmr_phases {
+    /* Fills and publishes this rank's entry. Where it waits for memory of earlier calls it is called again. */
+    pmr_status (*enter)(pmr_task *task);
+    /* All have entered with the same call: decides what the ranks decide alike. task->phase is PMR_PHASE_WORK;
+     * it may go on from there or set PMR_PHASE_IN_PLACE. */
+    void (*settle)(pmr_task *task);
+    /* The phases from PMR_PHASE_WORK on, which the algorithm numbers itself. */
+    pmr_status (*work)(pmr_task *task, pmr_error *error);
+} pmr_phases;
+
+/* Allreduce of arrays that all lie in the heap: the phases from PMR_PHASE_IN_PLACE on. in_place.c */
 pmr_status pmr_in_place_step(pmr_task *task);
+
+/* The step of such an algorithm: its own with `phases` known when it is compiled, so that nothing is called
+ * through a pointer. */
+static inline __attribute__((always_inline)) pmr_status
+pmr_task_go_through(const pmr_phases *phases, pmr_task *task, pmr_error *error)
+{
+    pmr_status status;
+    if (task->phase == PMR_PHASE_ENTER) {
+        status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
+        if (!status)
+            status = phases->enter(task);
+        if (status)
+            return status;
+        task->phase = PMR_PHASE_GATHER;
+    }
+    if (task->phase == PMR_PHASE_GATHER) {
+        status = pmr_task_gather(task, error);
+        if (status)
+            return status;
+        task->phase = PMR_PHASE_WORK;
+        phases->settle(task);
+    }
+    return task->phase >= PMR_PHASE_IN_PLACE ? pmr_in_place_step(task) : phases->work(task, error);
+}
 
 #endif

@@ -13,8 +13,9 @@
  * read chunk n - 1, and the other side, which wrote that, had read chunk n - 2 there before.
  */
 #include "coll/blocks.h"
+#include "core/copy.h"
 
-enum { ENTER = 0, GATHER, SHOW, TAKE, RELEASE };
+enum { SHOW = PMR_PHASE_WORK, TAKE, RELEASE };
 
 static size_t limit(const pmr_comm *comm, pmr_kind kind)
 {
@@ -60,11 +61,9 @@ static void show(pmr_task *task, uint32_t chunk)
 static pmr_status enter(pmr_task *task)
 {
     pmr_comm *comm = task->comm;
-    pmr_status status = pmr_task_drain(task, task->seq - PMR_ENTRY_SLOTS);
-    if (status)
-        return status;
     size_t bytes = pmr_block_in(task, comm->rank).bytes;
     task->exposed = false;
+    task->streaming = pmr_blocks_streaming(task);
     task->steps = (uint32_t)((bytes + block_chunk(task) - 1) / block_chunk(task));
     task->staged = 0;
     pmr_entry *entry = pmr_task_entry(task);
@@ -116,7 +115,7 @@ static pmr_status copy_chunk(pmr_task *task, uint32_t chunk, pmr_error *error)
         if (pmr_comm_entry(comm, maker, task->seq)->style == PMR_STYLE_REMOTE)
             status = pmr_blocks_read(task, maker, to, place_of(task, maker, chunk), bytes, error);
         else
-            memcpy(to, locate(task, maker, chunk), bytes);
+            pmr_copy(to, locate(task, maker, chunk), bytes, task->streaming);
         if (status)
             return status;
     }
@@ -148,7 +147,7 @@ static void copy_own(pmr_task *task)
     uint32_t rank = task->comm->rank;
     pmr_block from = pmr_block_out(task, block_for(task, rank)), to = pmr_block_in(task, rank);
     if (!pmr_blocks_reducing(task) && from.bytes && from.data != to.data)
-        memmove(to.data, from.data, from.bytes);
+        pmr_copy(to.data, from.data, from.bytes, task->streaming);
 }
 
 static bool nothing_staged(const pmr_task *task)
@@ -188,25 +187,16 @@ static pmr_status release(pmr_task *task)
     return PMR_OK;
 }
 
-static pmr_status step(pmr_task *task, pmr_error *error)
+static void settle(pmr_task *task)
 {
-    pmr_status status;
-    if (task->phase == ENTER) {
-        status = enter(task);
-        if (status)
-            return status;
-        task->phase = GATHER;
-    }
-    if (task->phase == GATHER) {
-        status = pmr_task_gather(task, error);
-        if (status)
-            return status;
-        task->exposed = nothing_staged(task);
-        copy_own(task);
-        task->phase = SHOW;
-    }
+    task->exposed = nothing_staged(task);
+    copy_own(task);
+}
+
+static pmr_status work(pmr_task *task, pmr_error *error)
+{
     if (task->phase != RELEASE) {
-        status = run_chunks(task, error);
+        pmr_status status = run_chunks(task, error);
         if (status)
             return status;
         task->comm->exchanges += task->steps;
@@ -214,6 +204,13 @@ static pmr_status step(pmr_task *task, pmr_error *error)
         task->phase = RELEASE;
     }
     return pmr_task_entry(task)->style >= PMR_STYLE_REMOTE ? release(task) : PMR_OK;
+}
+
+static const pmr_phases phases = {.enter = enter, .settle = settle, .work = work};
+
+static pmr_status step(pmr_task *task, pmr_error *error)
+{
+    return pmr_task_go_through(&phases, task, error);
 }
 
 static const pmr_algorithm exchange = {

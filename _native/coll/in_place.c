@@ -9,7 +9,7 @@
  */
 #include "coll/coll.h"
 
-enum { BEGIN = 100, FINISH };
+enum { BEGIN = PMR_PHASE_IN_PLACE, FINISH };
 
 static void reduce_own_slice(pmr_task *task)
 {
@@ -36,7 +36,7 @@ static void reduce_own_slice(pmr_task *task)
 
 pmr_status pmr_in_place_step(pmr_task *task)
 {
-    if (task->phase < BEGIN) {
+    if (task->phase == BEGIN) {
         reduce_own_slice(task);
         pmr_task_round_begin(task);
         task->phase = FINISH;

@@ -15,6 +15,7 @@
  * another core read last is slow to write, so chunks go round a ring larger than a core's own cache.
  */
 #include "coll/blocks.h"
+#include "core/copy.h"
 
 enum { ENTER = 0, LOOK, STAGE, TAKE, RELEASE };
 #define SHORT_BYTES 512u
@@ -34,12 +35,14 @@ static size_t block_chunk(const pmr_task *task)
     return bytes ? bytes : PMR_LINE;
 }
 
-/* Slots of each ring in use: where all ranks make, the rings together stay within the size of one. */
+/* Slots of each ring in use. Where all ranks make, the rings together stay within the size of one, unless
+ * ranks share CPUs and have much to stage: then each runs as far as it can before it gives its CPU away. */
 static uint32_t ring_slots(const pmr_task *task)
 {
     uint32_t makers = pmr_task_is(task, PMR_FROM_ROOT) ? 1 : task->comm->size;
     uint32_t slots = PMR_RING_SLOTS / makers;
-    return slots < 4 ? 4 : slots;
+    bool wide = task->comm->crowded && task->bytes > (size_t)slots * block_chunk(task);
+    return wide ? PMR_RING_SLOTS : slots < 4 ? 4 : slots;
 }
 
 /* Where the chunk lies: rings go on from call to call, so that lines are old when they are written again. */
@@ -78,6 +81,14 @@ static size_t table_bytes(const pmr_task *task)
     return pmr_blocks_uneven(task) ? pmr_blocks_count(task) * sizeof(block_place) : 0;
 }
 
+/* Bytes of this rank's slots that are in use: fewer where there are many ranks, each of which maps all of them
+ * page by page as they come into use. */
+static size_t slots_bytes(const pmr_comm *comm)
+{
+    size_t share = 2 * (size_t)PMR_SLOTS_BYTES / comm->size, least = 2 * (size_t)PMR_ENTRY_SLOTS * PMR_SLOT_BYTES;
+    return share > PMR_SLOTS_BYTES ? PMR_SLOTS_BYTES : share < least ? least : share;
+}
+
 /* Room in this rank's slots. They are so many bytes that none is written again within PMR_ENTRY_SLOTS calls,
  * and long enough ago for its lines to have left the caches that read them; the shortest stay where they are
  * quick. */
@@ -89,7 +100,7 @@ static uint8_t *take_slot(pmr_task *task, pmr_entry *entry, size_t bytes)
         entry->send_offset = (size_t)(task->seq % PMR_ENTRY_SLOTS) * SHORT_BYTES;
     } else {
         size_t rounded = (bytes + PMR_LINE - 1) / PMR_LINE * PMR_LINE;
-        bool fits = comm->slots_head >= short_ones && comm->slots_head + rounded <= PMR_SLOTS_BYTES;
+        bool fits = comm->slots_head >= short_ones && comm->slots_head + rounded <= slots_bytes(comm);
         entry->send_offset = fits ? comm->slots_head : short_ones;
         comm->slots_head = entry->send_offset + rounded;
     }
@@ -230,6 +241,7 @@ static pmr_status enter(pmr_task *task, pmr_error *error)
             return status;
     }
     size_t total = entry->style == PMR_STYLE_NONE ? 0 : pmr_blocks_total(task);
+    task->streaming = pmr_blocks_streaming(task);
     task->staged = 0;
     entry->out_base = atomic_load_explicit(&comm->me->out.value, memory_order_relaxed);
     /* Never take faster than stage: a call in place overwrites what is yet to be staged. */
@@ -350,7 +362,7 @@ static pmr_status take_part(const pmr_task *task, uint32_t maker, uint32_t chunk
     pmr_block block = pmr_block_in(task, maker);
     const pmr_entry *entry = pmr_comm_entry(comm, maker, task->seq);
     if (entry->style != PMR_STYLE_REMOTE) {
-        memcpy(block.data + at, locate(task, maker, chunk, at, block.bytes), bytes);
+        pmr_copy(block.data + at, locate(task, maker, chunk, at, block.bytes), bytes, task->streaming);
         return PMR_OK;
     }
     uint64_t place = place_of(task, entry, pmr_comm_slot(comm, maker, entry->send_offset), block.bytes);
@@ -416,10 +428,28 @@ static void copy_own(pmr_task *task)
     pmr_block from = pmr_block_out(task, pmr_blocks_count(task) == 1 ? 0 : rank),
               to = pmr_block_in(task, rank);
     if (to.data && from.bytes && from.data != to.data)
-        memmove(to.data, from.data, from.bytes);
+        pmr_copy(to.data, from.data, from.bytes, task->streaming);
 }
 
 /* ---- the phases ---- */
+
+/* Stages the chunk after the one to be taken; with more ranks than CPUs all that there is room for. */
+static pmr_status stage_ahead(pmr_task *task, uint32_t to_stage, pmr_error *error)
+{
+    uint32_t ahead = task->comm->crowded ? ring_slots(task) : 1;
+    while (task->staged < to_stage && task->staged <= task->step + ahead) {
+        pmr_status status = await_room(task, task->staged, error);
+        bool enough = task->staged > task->step + 1;
+        if (status == PMR_PENDING && enough) {
+            task->cursor = 0;
+            break;
+        }
+        if (status)
+            return status;
+        stage(task, task->staged);
+    }
+    return PMR_OK;
+}
 
 static pmr_status pull(pmr_task *task, pmr_error *error)
 {
@@ -429,12 +459,9 @@ static pmr_status pull(pmr_task *task, pmr_error *error)
     uint32_t steps = task->steps ? task->steps : 1;
     for (; task->step < steps; task->step++, task->phase = STAGE) {
         if (task->phase == STAGE) {
-            if (task->staged == task->step + 1 && task->staged < to_stage) {
-                pmr_status status = await_room(task, task->staged, error);
-                if (status)
-                    return status;
-                stage(task, task->staged);
-            }
+            pmr_status status = stage_ahead(task, to_stage, error);
+            if (status)
+                return status;
             task->phase = TAKE;
         }
         pmr_status status =

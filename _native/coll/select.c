@@ -126,8 +126,9 @@ static void choose_all(pmr_comm *comm)
 
 static pmr_status check_call(const pmr_comm *comm, const pmr_call *call, pmr_error *error)
 {
-    if ((unsigned)call->kind >= PMR_SEND || (unsigned)call->dtype >= PMR_DTYPE_COUNT)
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "no such collective or dtype");
+    if ((unsigned)call->kind >= PMR_SEND || (unsigned)call->dtype >= PMR_DTYPE_COUNT ||
+        (unsigned)call->form >= PMR_FORM_COUNT)
+        return pmr_fail(error, PMR_ERR_ARGUMENT, "no such collective, dtype or form");
     if (in(ROOTED, call->kind) && (call->root < 0 || (uint32_t)call->root >= comm->size))
         return pmr_fail(error, PMR_ERR_ARGUMENT,
                         "%s: root %d is not a rank of this communicator: 0 to %u are",
@@ -151,7 +152,7 @@ static uint64_t mix(uint64_t hash, uint64_t value)
 /* What must be equal on all ranks. */
 static uint64_t fingerprint_of(const pmr_comm *comm, const pmr_call *call)
 {
-    uint64_t what = (uint64_t)call->kind | (uint64_t)call->dtype << 8;
+    uint64_t what = (uint64_t)call->kind | (uint64_t)call->dtype << 8 | (uint64_t)call->form << 56;
     if (in(REDUCING, call->kind))
         what |= (uint64_t)(call->op + 1) << 16;
     if (in(ROOTED, call->kind))
@@ -204,6 +205,7 @@ static void record(pmr_task *task, uint64_t bytes)
     record->kind = (uint8_t)call->kind;
     record->dtype = (uint8_t)call->dtype;
     record->op = in(REDUCING, call->kind) ? (uint8_t)call->op : 0xff;
+    record->form = (uint8_t)call->form;
     pmr_recorder_publish(record);
     task->record = record;
     task->record_number = record->number;

@@ -51,11 +51,21 @@ typedef struct split_place { /* what a group's rank 0 tells its members */
     uint32_t id;
 } split_place;
 
-static pmr_status allgather(pmr_comm *comm, const void *card, void *cards, size_t bytes, uint32_t site,
+typedef struct split_origin { /* the user's call */
+    pmr_form form;
+    uint32_t site;
+} split_origin;
+
+static pmr_status allgather(pmr_comm *comm, const void *card, void *cards, size_t bytes, split_origin origin,
                             pmr_error *error)
 {
-    pmr_call call = {
-        .kind = PMR_ALLGATHER, .dtype = PMR_UINT8, .send = card, .recv = cards, .count = bytes, .site = site};
+    pmr_call call = {.kind = PMR_ALLGATHER,
+                     .dtype = PMR_UINT8,
+                     .send = card,
+                     .recv = cards,
+                     .count = bytes,
+                     .site = origin.site,
+                     .form = origin.form};
     return pmr_coll_run(comm, &call, PMR_FOREVER, error);
 }
 
@@ -105,10 +115,9 @@ static pmr_status open_group(pmr_comm *comm, const uint32_t *group, uint32_t siz
     return status;
 }
 
-pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
-                          pmr_error *error)
+static pmr_status split(pmr_comm *comm, split_card mine, split_origin origin, pmr_comm **out,
+                        pmr_error *error)
 {
-    split_card mine = {color, key};
     split_card *cards = malloc(comm->size * sizeof *cards);
     split_place *places = malloc(comm->size * sizeof *places);
     uint32_t *group = malloc(comm->size * sizeof *group);
@@ -116,19 +125,19 @@ pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t s
     if (!cards || !places || !group)
         status = pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a split of %u ranks", comm->size);
     if (!status)
-        status = allgather(comm, &mine, cards, sizeof mine, site, error);
+        status = allgather(comm, &mine, cards, sizeof mine, origin, error);
     uint32_t size = 0;
     split_place place = {PMR_BOARDS_MAX, 0};
-    if (!status && color >= 0) {
-        size = group_of(comm, cards, color, group);
+    if (!status && mine.color >= 0) {
+        size = group_of(comm, cards, mine.color, group);
         if (group[0] == comm->rank)
             place = (split_place){pool_take(comm->context->pool),
                                   atomic_fetch_add(&comm->context->pool->made, 1) + 1};
     }
     if (!status)
-        status = allgather(comm, &place, places, sizeof place, site, error);
+        status = allgather(comm, &place, places, sizeof place, origin, error);
     pmr_comm *made = NULL;
-    if (!status && color >= 0)
+    if (!status && mine.color >= 0)
         status = open_group(comm, group, size, places[group[0]], &made, error);
     if (!status)
         *out = made;
@@ -136,6 +145,17 @@ pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t s
     free(places);
     free(cards);
     return status;
+}
+
+pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
+                          pmr_error *error)
+{
+    return split(comm, (split_card){color, key}, (split_origin){PMR_FORM_SPLIT, site}, out, error);
+}
+
+pmr_status pmr_comm_dup(pmr_comm *comm, uint32_t site, pmr_comm **out, pmr_error *error)
+{
+    return split(comm, (split_card){0, (int32_t)comm->rank}, (split_origin){PMR_FORM_DUP, site}, out, error);
 }
 
 pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error)

@@ -45,6 +45,8 @@ struct pmr_context {
     char node[PMR_NODE_NAME_BYTES];
     uint32_t first_rank;
     bool crowded; /* more local ranks than CPUs */
+    size_t cache_bytes;
+    size_t remote_bytes_min[2]; /* where its ranks have CPUs of their own, and where not */
     /* Whether ranks may read each other's private memory: found out at the first use. */
     enum { PMR_READS_UNKNOWN = 0, PMR_READS_POSSIBLE, PMR_READS_REFUSED } remote_reads;
 };
@@ -112,7 +114,8 @@ struct pmr_task {
     uint32_t step, steps;       /* chunks */
     uint32_t staged, published; /* chunks this rank staged; steps it consumed */
     size_t chunk_items;
-    bool exposed; /* all buffers of the call lie in the heap */
+    bool exposed;   /* all buffers of the call lie in the heap */
+    bool streaming; /* more than the caches hold: results are written past them */
     /* nonblocking only */
     pmr_task *next;
     pmr_request *request;

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "comm/communicator.h"
+#include "core/copy.h"
 #include "core/remote.h"
 #include "progress/p2p.h"
 
@@ -58,9 +59,12 @@ pmr_status pmr_context_open(const pmr_context_options *options, pmr_context **ou
     strncpy(context->node, node ? node : "", sizeof context->node - 1);
     context->first_rank = window->header->first_rank;
     context->crowded = window->header->cpus < window->ranks;
+    context->cache_bytes = pmr_cache_bytes_find();
     context->recorder = pmr_window_recorder(window, window->local_rank);
     pmr_recorder_open(context->recorder);
     pmr_remote_open(context->recorder);
+    context->remote_bytes_min[false] = pmr_remote_bytes_min(false);
+    context->remote_bytes_min[true] = pmr_remote_bytes_min(true);
     status =
         pmr_heap_init(&context->heap, pmr_window_heap(window, window->local_rank), window->heap_bytes,
                       window->fd, (uint64_t)(pmr_window_heap(window, window->local_rank) - window->base));

@@ -72,6 +72,7 @@ static pmr_record *record(pmr_comm *comm, pmr_kind kind, int32_t peer, size_t by
     record->kind = (uint8_t)kind;
     record->dtype = PMR_UINT8;
     record->op = 0xff;
+    record->form = PMR_FORM_PLAIN;
     pmr_recorder_publish(record);
     return record;
 }

@@ -42,7 +42,23 @@ static int32_t world_rank(const pmr_comm *comm, uint32_t rank)
     return (int32_t)pmr_comm_world_rank(comm, rank);
 }
 
-/* "rank 3: allreduce(float32, 4000 bytes, sum) at train.py:44 in main" */
+static const char *without(pmr_form form)
+{
+    switch (form) {
+    case PMR_FORM_SCATTER:
+    case PMR_FORM_SCATTERV:
+        return " without out";
+    case PMR_FORM_GATHERV:
+    case PMR_FORM_ALLGATHERV:
+    case PMR_FORM_ALLTOALLV:
+        return " without the others' counts";
+    default:
+        return "";
+    }
+}
+
+/* "rank 3: allreduce(float32, 4000 bytes, sum) at train.py:44 in main". Of a call that is part of another one
+ * only what the user said is told: "broadcast_object(root 0)". */
 static void describe_call(const pmr_comm *comm, uint32_t rank, uint32_t seq, char *out, size_t out_bytes)
 {
     const pmr_recorder *recorder = pmr_window_recorder(&comm->context->window, comm->local[rank]);
@@ -51,20 +67,18 @@ static void describe_call(const pmr_comm *comm, uint32_t rank, uint32_t seq, cha
         snprintf(out, out_bytes, "rank %d: another call", world_rank(comm, rank));
         return;
     }
-    char root[24] = "";
-    char operation[24] = "";
-    if (record.peer >= 0)
-        snprintf(root, sizeof root, ", root %d", record.peer);
-    if (record.op < PMR_OP_COUNT)
+    char root[24] = "", data[64] = "", operation[24] = "";
+    bool plain = record.form == PMR_FORM_PLAIN;
+    if (plain && record.kind != PMR_BARRIER)
+        snprintf(data, sizeof data, "%s, %llu bytes", pmr_dtype_name((pmr_dtype)record.dtype),
+                 (unsigned long long)record.bytes);
+    if (plain && record.op < PMR_OP_COUNT)
         snprintf(operation, sizeof operation, ", %s", pmr_op_name((pmr_op)record.op));
-    if (record.kind == PMR_BARRIER)
-        snprintf(out, out_bytes, "rank %d: barrier() at %s", world_rank(comm, rank),
-                 pmr_recorder_site_text(recorder, record.site));
-    else
-        snprintf(out, out_bytes, "rank %d: %s(%s, %llu bytes%s%s) at %s", world_rank(comm, rank),
-                 pmr_kind_name((pmr_kind)record.kind), pmr_dtype_name((pmr_dtype)record.dtype),
-                 (unsigned long long)record.bytes, operation, root,
-                 pmr_recorder_site_text(recorder, record.site));
+    if (record.peer >= 0)
+        snprintf(root, sizeof root, "%sroot %d", plain ? ", " : "", record.peer);
+    snprintf(out, out_bytes, "rank %d: %s(%s%s%s)%s at %s", world_rank(comm, rank),
+             plain ? pmr_kind_name((pmr_kind)record.kind) : pmr_form_name((pmr_form)record.form), data,
+             operation, root, without((pmr_form)record.form), pmr_recorder_site_text(recorder, record.site));
 }
 
 /* Ranks may have differed before, in calls in which nobody had to look (two roots, say): the first of those

@@ -50,9 +50,7 @@ pmr_status pmr_kernels_force(const char *name) {
     return PMR_ERR_ARGUMENT;
 }
 
-pmr_reduce_fn pmr_reduce_lookup(pmr_op op, pmr_dtype dtype) {
-    if ((unsigned)op >= (unsigned)PMR_OP_COUNT || (unsigned)dtype >= (unsigned)PMR_DTYPE_COUNT)
-        return NULL;
+static const pmr_reduce_table *table_now(void) {
     const pmr_reduce_table *table = atomic_load_explicit(&table_in_use, memory_order_acquire);
     if (!table) {
         /* Not a plain store: a set that another thread forced meanwhile must stay. */
@@ -60,7 +58,21 @@ pmr_reduce_fn pmr_reduce_lookup(pmr_op op, pmr_dtype dtype) {
         if (atomic_compare_exchange_strong(&table_in_use, &table, best))
             table = best;
     }
-    return (*table)[op][dtype];
+    return table;
+}
+
+const char *pmr_kernels_name(void) {
+    const pmr_reduce_table *table = table_now();
+    int set = PMR_KERNELS_PORTABLE;
+    while (SETS[set].table != table)
+        set++;
+    return SETS[set].name;
+}
+
+pmr_reduce_fn pmr_reduce_lookup(pmr_op op, pmr_dtype dtype) {
+    if ((unsigned)op >= (unsigned)PMR_OP_COUNT || (unsigned)dtype >= (unsigned)PMR_DTYPE_COUNT)
+        return NULL;
+    return (*table_now())[op][dtype];
 }
 
 void pmr_reduce_push(pmr_reduce_fn reduce, pmr_dtype dtype, void *const *dst, uint32_t ndst,

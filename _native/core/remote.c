@@ -4,6 +4,7 @@
  *
  * Yama's restricted mode lets only a named tracer and its descendants read a process: each rank names its
  * parent, the agent, and so admits its siblings and nobody else. PMRUN_SINGLE_COPY=0 makes every trial fail.
+ * Another number of bytes takes the place of the measured ones.
  */
 #include "core/remote.h"
 
@@ -20,12 +21,26 @@
 
 static const uint64_t known_word = 0x706d72756e303031ull;
 
+/* What the user wants; SIZE_MAX: nothing. */
+static size_t wanted_bytes(void)
+{
+    const char *wanted = getenv("PMRUN_SINGLE_COPY");
+    return wanted && *wanted ? strtoull(wanted, NULL, 10) : SIZE_MAX;
+}
+
+/* Measured: below these, two copies through the caches are faster than one by the kernel, which has to pin the
+ * pages first. With more ranks than CPUs the chunks of two copies also cost switches between ranks. */
+size_t pmr_remote_bytes_min(bool crowded)
+{
+    size_t wanted = wanted_bytes();
+    return wanted != SIZE_MAX ? wanted : (size_t)(crowded ? 6 : 24) << 20;
+}
+
 void pmr_remote_open(pmr_recorder *recorder)
 {
     prctl(PR_SET_PTRACER, (unsigned long)getppid(), 0, 0,
           0); /* fails where there is no Yama: nothing to admit */
-    const char *wanted = getenv("PMRUN_SINGLE_COPY");
-    if (!wanted || strcmp(wanted, "0") != 0)
+    if (wanted_bytes() != 0)
         recorder->known_word_address = (uint64_t)(uintptr_t)&known_word;
 }
 

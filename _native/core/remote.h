@@ -10,10 +10,15 @@
 #ifndef PMR_CORE_REMOTE_H
 #define PMR_CORE_REMOTE_H
 
+#include <stdbool.h>
+
 #include "core/window_layout.h"
 
 /* Publishes this rank's word in its recorder, and lets the agent's other ranks read this process. */
 void pmr_remote_open(pmr_recorder *recorder);
+
+/* From how many bytes on a block is better read in one copy than passed on in two. */
+size_t pmr_remote_bytes_min(bool crowded);
 
 /* Tries to read the peer's word. The peer must be attached to the window. */
 bool pmr_remote_try(const pmr_recorder *peer);

@@ -80,7 +80,8 @@ typedef struct pmr_record { /* one call; entry i of the ring holds call number n
     uint32_t site;           /* index into the sites, 0: unknown */
     int32_t peer;            /* root, destination or source; -1: none */
     uint8_t kind, dtype, op; /* pmr_kind, pmr_dtype, pmr_op */
-    uint8_t reserved[13];
+    uint8_t form;            /* pmr_form: what the call is a part of */
+    uint8_t reserved[12];
 } pmr_record;
 
 typedef struct pmr_recorder {

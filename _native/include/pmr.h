@@ -128,6 +128,20 @@ typedef enum pmr_kind {
 
 const char *pmr_kind_name(pmr_kind kind);
 
+/* What the user called, where pmrun makes several calls out of it; all ranks must mean the same. */
+typedef enum pmr_form {
+    PMR_FORM_PLAIN,             /* the call itself */
+    PMR_FORM_SPLIT, PMR_FORM_DUP, PMR_FORM_SHARED,
+    PMR_FORM_SCATTER, PMR_FORM_SCATTERV,                            /* without a place for the result */
+    PMR_FORM_GATHERV, PMR_FORM_ALLGATHERV, PMR_FORM_ALLTOALLV,      /* without the others' counts */
+    PMR_FORM_BROADCAST_OBJECT, PMR_FORM_REDUCE_OBJECT, PMR_FORM_ALLREDUCE_OBJECT, PMR_FORM_GATHER_OBJECT,
+    PMR_FORM_ALLGATHER_OBJECT, PMR_FORM_SCATTER_OBJECT, PMR_FORM_ALLTOALL_OBJECT,
+    PMR_FORM_COUNT
+} pmr_form;
+
+/* "" for PMR_FORM_PLAIN. */
+const char *pmr_form_name(pmr_form form);
+
 /* One collective call. Buffers are contiguous; `send == recv` is in place where the shapes allow it.
  *
  * kind             send                          recv                        count
@@ -160,6 +174,7 @@ typedef struct pmr_call {
     const size_t *send_counts, *send_displs;    /* copied before a nonblocking call returns */
     const size_t *recv_counts, *recv_displs;
     uint32_t site;                      /* from pmr_site_intern, or 0 */
+    pmr_form form;                      /* what this call is a part of */
 } pmr_call;
 
 #define PMR_FOREVER INT64_MAX
@@ -225,9 +240,11 @@ uint32_t pmr_comm_id(const pmr_comm *comm);
 uint32_t pmr_comm_world_rank(const pmr_comm *comm, uint32_t rank);
 
 /* Collective over `comm`. Members with equal color form one communicator, ordered by (key, rank). A negative
- * color takes part and gets NULL. dup is split(0, rank). */
+ * color takes part and gets NULL. */
 pmr_status pmr_comm_split(pmr_comm *comm, int32_t color, int32_t key, uint32_t site, pmr_comm **out,
                           pmr_error *error);
+/* Collective over `comm`: a second one of the same members in the same order. */
+pmr_status pmr_comm_dup(pmr_comm *comm, uint32_t site, pmr_comm **out, pmr_error *error);
 /* Collective over `comm`; not for the world. */
 pmr_status pmr_comm_free(pmr_comm *comm, pmr_error *error);
 
@@ -240,5 +257,7 @@ const char *pmr_algorithm_name(pmr_kind kind, size_t index);
 pmr_status pmr_algorithm_force(pmr_kind kind, const char *name);
 /* Forces a kernel set: "portable", "avx2", "avx512"; NULL: the best. PMR_ERR_UNSUPPORTED: not on this CPU. */
 pmr_status pmr_kernels_force(const char *name);
+/* The name of the set in use. */
+const char *pmr_kernels_name(void);
 
 #endif

@@ -9,13 +9,14 @@ the hosts. Invariant: when `run` returns, no ssh client is left, and what was st
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
 import shlex
 import sys
 from typing import Final
+
+import msgspec
 
 from pmrun import wire
 from pmrun.errors import ExitCode, LaunchError
@@ -66,7 +67,7 @@ class Backend:
         """Run the job there."""
         open_standard_fds()
         events = EventLog(job.json_events)
-        job = dataclasses.replace(job, cwd=job.cwd or os.getcwd())
+        job = msgspec.structs.replace(job, cwd=job.cwd or os.getcwd())
         rank_process.become_subreaper()
         return _start(job).run(job, events)
 

@@ -6,32 +6,29 @@
 >>> world.allreduce(np.ones(3))
 
 Names are resolved when they are first used (PEP 562). Invariant: importing pmrun loads neither the C core nor
-numpy, so that the `pmrun` command, which lives in this package, starts in a blink.
+numpy, so that the `pmrun` command, which lives in this package, starts in a blink; and what `init` and a first
+barrier load on every rank is as little as can be. `typing`, slower to load than all of it, is for type checkers.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
-from pmrun.errors import (
-    AlreadyInitializedError,
-    CollectiveError,
-    CollectiveMismatch,
-    CollectiveTimeout,
-    ForkedError,
-    GangStopped,
-    MessageTruncated,
-    NotInitializedError,
-    PmrunError,
-    RankFailed,
-    RequestTimeout,
-    UsageError,
-)
 from pmrun.version import RELEASE
 
 __version__ = RELEASE
 
+_COLLECTIVES = (  # each has a nonblocking form, whose name begins with an "i"
+    *("barrier", "broadcast", "reduce", "allreduce", "gather", "allgather", "scatter", "reduce_scatter", "alltoall"),
+    *("scan", "exscan", "gatherv", "allgatherv", "scatterv", "reduce_scatterv", "alltoallv"),
+)
+_OPERATIONS = (
+    *_COLLECTIVES,
+    *(f"i{name}" for name in _COLLECTIVES),
+    *("send", "recv", "sendrecv", "probe", "isend", "irecv", "isendrecv"),
+    *("broadcast_object", "gather_object", "allgather_object", "scatter_object", "alltoall_object"),
+    *("reduce_object", "allreduce_object", "send_object", "isend_object", "recv_object", "split", "dup"),
+)
 _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("init", "shutdown", "is_initialized"), "pmrun.context"),
     **dict.fromkeys(
@@ -40,170 +37,62 @@ _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("empty", "zeros", "shared", "shared_arrays"), "pmrun.arrays"),
     **dict.fromkeys(("Request", "Status", "wait_all", "wait_any", "ANY_SOURCE", "ANY_TAG"), "pmrun._native"),
     "Communicator": "pmrun.communicator",
+    **dict.fromkeys(_OPERATIONS, "pmrun.operations"),
+    **dict.fromkeys(
+        (
+            *("AlreadyInitializedError", "CollectiveError", "CollectiveMismatch", "CollectiveTimeout", "ForkedError"),
+            *("GangStopped", "MessageTruncated", "NotInitializedError", "PmrunError", "RankFailed", "RequestTimeout"),
+            "UsageError",
+        ),
+        "pmrun.errors",
+    ),
 }
-_OPERATIONS = (
-    *("barrier", "broadcast", "reduce", "allreduce", "gather", "allgather", "scatter", "reduce_scatter", "alltoall"),
-    *("scan", "exscan", "gatherv", "allgatherv", "scatterv", "reduce_scatterv", "alltoallv"),
-    *("ibarrier", "ibroadcast", "ireduce", "iallreduce", "igather", "iallgather", "iscatter", "ireduce_scatter"),
-    *("ialltoall", "iscan", "iexscan", "igatherv", "iallgatherv", "iscatterv", "ireduce_scatterv", "ialltoallv"),
-    *("send", "recv", "sendrecv", "probe", "isend", "irecv", "isendrecv"),
-    *("broadcast_object", "gather_object", "allgather_object", "scatter_object", "alltoall_object"),
-    *("reduce_object", "allreduce_object", "send_object", "isend_object", "recv_object", "split", "dup"),
-)
-_HOME.update(dict.fromkeys(_OPERATIONS, "pmrun.operations"))
+_PUBLIC = sorted([*_HOME, "current", "peers", "world"])
 
-__all__ = [
-    "ANY_SOURCE",
-    "ANY_TAG",
-    "AlreadyInitializedError",
-    "CollectiveError",
-    "CollectiveMismatch",
-    "CollectiveTimeout",
-    "Communicator",
-    "ForkedError",
-    "GangStopped",
-    "MessageTruncated",
-    "NotInitializedError",
-    "PmrunError",
-    "RankFailed",
-    "Request",
-    "RequestTimeout",
-    "Status",
-    "UsageError",
-    "allgather",
-    "allgather_object",
-    "allgatherv",
-    "allreduce",
-    "allreduce_object",
-    "alltoall",
-    "alltoall_object",
-    "alltoallv",
-    "barrier",
-    "broadcast",
-    "broadcast_object",
-    "current",
-    "dup",
-    "empty",
-    "exscan",
-    "gather",
-    "gather_object",
-    "gatherv",
-    "iallgather",
-    "iallgatherv",
-    "iallreduce",
-    "ialltoall",
-    "ialltoallv",
-    "ibarrier",
-    "ibroadcast",
-    "iexscan",
-    "igather",
-    "igatherv",
-    "init",
-    "irecv",
-    "ireduce",
-    "ireduce_scatter",
-    "ireduce_scatterv",
-    "is_initialized",
-    "iscan",
-    "iscatter",
-    "iscatterv",
-    "isend",
-    "isend_object",
-    "isendrecv",
-    "local_rank",
-    "local_world_size",
-    "node_rank",
-    "num_nodes",
-    "peers",
-    "probe",
-    "rank",
-    "recv",
-    "recv_object",
-    "reduce",
-    "reduce_object",
-    "reduce_scatter",
-    "reduce_scatterv",
-    "scan",
-    "scatter",
-    "scatter_object",
-    "scatterv",
-    "send",
-    "send_object",
-    "sendrecv",
-    "shared",
-    "shared_arrays",
-    "shutdown",
-    "split",
-    "wait_all",
-    "wait_any",
-    "world",
-    "world_size",
-    "zeros",
-]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # "as" and "*" make a name this package's own
+    from typing import Any
 
-if TYPE_CHECKING:
-    from pmrun import current
-    from pmrun._native import ANY_SOURCE, ANY_TAG, Request, Status, wait_all, wait_any
-    from pmrun.arrays import empty, shared, shared_arrays, zeros
-    from pmrun.communicator import Communicator
-    from pmrun.context import init, is_initialized, shutdown
-    from pmrun.current import local_rank, local_world_size, node_rank, num_nodes, rank, world_size
-    from pmrun.operations import (
-        allgather,
-        allgather_object,
-        allgatherv,
-        allreduce,
-        allreduce_object,
-        alltoall,
-        alltoall_object,
-        alltoallv,
-        barrier,
-        broadcast,
-        broadcast_object,
-        dup,
-        exscan,
-        gather,
-        gather_object,
-        gatherv,
-        iallgather,
-        iallgatherv,
-        iallreduce,
-        ialltoall,
-        ialltoallv,
-        ibarrier,
-        ibroadcast,
-        iexscan,
-        igather,
-        igatherv,
-        irecv,
-        ireduce,
-        ireduce_scatter,
-        ireduce_scatterv,
-        iscan,
-        iscatter,
-        iscatterv,
-        isend,
-        isend_object,
-        isendrecv,
-        probe,
-        recv,
-        recv_object,
-        reduce,
-        reduce_object,
-        reduce_scatter,
-        reduce_scatterv,
-        scan,
-        scatter,
-        scatter_object,
-        scatterv,
-        send,
-        send_object,
-        sendrecv,
-        split,
+    from pmrun import current as current
+    from pmrun._native import (
+        ANY_SOURCE as ANY_SOURCE,
+        ANY_TAG as ANY_TAG,
+        Request as Request,
+        Status as Status,
+        wait_all as wait_all,
+        wait_any as wait_any,
     )
+    from pmrun.arrays import empty as empty, shared as shared, shared_arrays as shared_arrays, zeros as zeros
+    from pmrun.communicator import Communicator as Communicator
+    from pmrun.context import init as init, is_initialized as is_initialized, shutdown as shutdown
+    from pmrun.current import (
+        local_rank as local_rank,
+        local_world_size as local_world_size,
+        node_rank as node_rank,
+        num_nodes as num_nodes,
+        rank as rank,
+        world_size as world_size,
+    )
+    from pmrun.errors import (
+        AlreadyInitializedError as AlreadyInitializedError,
+        CollectiveError as CollectiveError,
+        CollectiveMismatch as CollectiveMismatch,
+        CollectiveTimeout as CollectiveTimeout,
+        ForkedError as ForkedError,
+        GangStopped as GangStopped,
+        MessageTruncated as MessageTruncated,
+        NotInitializedError as NotInitializedError,
+        PmrunError as PmrunError,
+        RankFailed as RankFailed,
+        RequestTimeout as RequestTimeout,
+        UsageError as UsageError,
+    )
+    from pmrun.operations import *  # noqa: F403 - the types of _OPERATIONS
 
     world: Communicator
     peers: tuple[str, ...]
+else:  # type checkers understand no __all__ that is computed, and have the names from above
+    __all__ = _PUBLIC
 
 
 def __getattr__(name: str) -> Any:
@@ -222,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_PUBLIC})

@@ -11,12 +11,8 @@ from __future__ import annotations
 import atexit
 import fcntl
 import importlib
-import inspect
 import os
 import sys
-import traceback
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
 
 from pmrun import env
 from pmrun.errors import (
@@ -28,7 +24,10 @@ from pmrun.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType, ModuleType, TracebackType
+
     from pmrun.communicator import Communicator
 
 _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -56,11 +55,7 @@ def init(timeout: float | None = None) -> Communicator:
     """
     global _world, _init_site, _init_pid
     if _world is not None:
-        if os.getpid() != _init_pid:
-            raise ForkedError(
-                "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork "
-                "before pm.init()"
-            )
+        _refuse_child()
         raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
     descriptor = _window_descriptor()
     if descriptor >= 0 and _gang_left:
@@ -103,7 +98,16 @@ def world() -> Communicator:
     """The communicator of all ranks; `NotInitializedError` outside of `init` and `shutdown`."""
     if _world is None:
         raise NotInitializedError("pmrun is not initialized in this process: call pm.init() first")
+    _refuse_child()
     return _world
+
+
+def _refuse_child() -> None:
+    if os.getpid() != _init_pid:
+        raise ForkedError(
+            "this process is a child made by fork after pm.init(): start it with the 'spawn' method, or fork before "
+            "pm.init()"
+        )
 
 
 # ---- opening ------------------------------------------------------------------------------------------------
@@ -177,7 +181,7 @@ def _window_descriptor() -> int:
 
 
 def _caller() -> str:
-    frame = inspect.currentframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
         frame = frame.f_back
     if frame is None:
@@ -214,6 +218,8 @@ def _is_follower(error: BaseException | None) -> bool:
 
 def describe(error: BaseException, trace: TracebackType | None) -> str:
     """One line: what was raised, and the innermost place in the user's files."""
+    import traceback
+
     text = (str(error).splitlines() or [""])[0]
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     place = ""

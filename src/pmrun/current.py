@@ -2,43 +2,27 @@
 """Where this process stands in its job: `pm.current`, `pm.rank()` and their like.
 
 Everything is read from the environment that the agent made, at the moment it is asked for, so it is there before
-`pm.init()` and needs no C core. Invariant: under plain `python` the answers describe a world of one.
+`pm.init()` and needs no C core. A process that a rank started, by fork or otherwise, is told whose it is: the worker
+of a data loader asks for its part of the data. Invariant: under plain `python` the answers describe a world of one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from typing import Any
 
 from pmrun import env
 from pmrun.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pmrun.parallel import Parallel
 
 LOOPBACK = "127.0.0.1"
 
 parallel: Parallel
 is_parallel: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parallel:
-    """The job's nodes, as Metaflow's ``current.parallel`` names them.
-
-    Attributes
-    ----------
-    main_ip : str
-        Address of node 0.
-    num_nodes : int
-    node_index : int
-        This node's number; 0 is the main node.
-    control_task_id : str
-        Name of the task on the main node.
-    """
-
-    main_ip: str
-    num_nodes: int
-    node_index: int
-    control_task_id: str
 
 
 def _number(name: str, default: int) -> int:
@@ -89,6 +73,8 @@ def peers() -> tuple[str, ...]:
 
 def __getattr__(name: str) -> Any:
     if name == "parallel":
+        from pmrun.parallel import Parallel
+
         job = os.environ.get(env.JOB_ID, "local")
         return Parallel(os.environ.get(env.MAIN_IP, LOOPBACK), num_nodes(), node_rank(), f"{job}-0")
     if name == "is_parallel":

@@ -29,7 +29,7 @@ ENCRYPT = "PMRUN_ENCRYPT"  # "1": data between nodes is encrypted; also the opti
 # ---- read from the user's environment by a rank ----------------------------------------------------------
 ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests, benchmarks)
 KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (tests)
-SINGLE_COPY = "PMRUN_SINGLE_COPY"  # "0": never read another rank's memory by process_vm_readv
+SINGLE_COPY = "PMRUN_SINGLE_COPY"  # bytes from which on a rank reads another's memory by process_vm_readv; "0": never
 COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
 
 # ---- what other programs expect: torch's names always, the last two only where the user did not set them ----

@@ -7,11 +7,11 @@ stand on it.
 
 from __future__ import annotations
 
-import enum
 
-
-class ExitCode(enum.IntEnum):
+class ExitCode:
     """Exit codes of the `pmrun` command, where the culprit's own code does not decide.
+
+    Plain numbers: `enum` takes longer to load than all that a rank needs of pmrun.
 
     A rank that ended with code n makes `pmrun` end with n; one that was killed by signal s, with 128 + s.
     """

@@ -10,14 +10,14 @@ that the ranks that wait for it raise too, and nobody hangs.
 
 from __future__ import annotations
 
-import pickle
 import struct
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from pmrun import _native
 
-Frame = npt.NDArray[np.uint8]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import pickle
+    from typing import Any
 
 _HEADER = struct.Struct("<4sIQQ")
 _MAGIC = b"PMRo"
@@ -30,8 +30,10 @@ def _aligned(length: int) -> int:
     return -(-length // _ALIGN) * _ALIGN
 
 
-def pack(value: object, what: str) -> Frame:
+def pack(value: object, what: str) -> bytearray:
     """The frame of `value`; of its failure, if it cannot be pickled."""
+    import pickle  # no part of joining the gang
+
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -48,17 +50,17 @@ def pack(value: object, what: str) -> Frame:
     return _frame(_GOOD, body, buffers)
 
 
-def failure(text: str) -> Frame:
+def failure(text: str) -> bytearray:
     """The frame of a rank that has no object to send: who unpacks it raises `TypeError` with this text."""
     return _frame(_FAILED, " ".join(text.split()).encode("utf-8", "replace"), [])
 
 
-def _frame(kind: int, body: bytes, buffers: list[memoryview]) -> Frame:
-    lengths = np.array([buffer.nbytes for buffer in buffers], "<u8").tobytes()
+def _frame(kind: int, body: bytes, buffers: list[memoryview]) -> bytearray:
+    lengths = struct.pack(f"<{len(buffers)}Q", *(buffer.nbytes for buffer in buffers))
     start = _HEADER.size + len(lengths)
     total = _aligned(start + len(body)) + sum(_aligned(buffer.nbytes) for buffer in buffers)
-    frame = np.empty(total, np.uint8)
-    view = frame.data
+    frame = _native.frame_blank(total)
+    view = memoryview(frame)
     _HEADER.pack_into(view, 0, _MAGIC, kind, len(body), len(buffers))
     view[_HEADER.size : start] = lengths
     view[start : start + len(body)] = body
@@ -69,19 +71,19 @@ def _frame(kind: int, body: bytes, buffers: list[memoryview]) -> Frame:
     return frame
 
 
-def _parts(frame: Frame) -> tuple[int, memoryview, list[memoryview]]:
-    view = frame.data
-    if frame.nbytes < _HEADER.size:
+def _parts(frame: bytearray | memoryview) -> tuple[int, memoryview, list[memoryview]]:
+    view = memoryview(frame)
+    if view.nbytes < _HEADER.size:
         raise _foreign()
     magic, kind, length, count = _HEADER.unpack_from(view)
     start = _HEADER.size + 8 * count
-    if magic != _MAGIC or start + length > frame.nbytes:
+    if magic != _MAGIC or start + length > view.nbytes:
         raise _foreign()
     place = _aligned(start + length)
     buffers = []
-    for nbytes in np.frombuffer(frame, "<u8", count, _HEADER.size):
-        buffers.append(view[place : place + int(nbytes)])
-        place += _aligned(int(nbytes))
+    for nbytes in struct.unpack_from(f"<{count}Q", view, _HEADER.size):
+        buffers.append(view[place : place + nbytes])
+        place += _aligned(nbytes)
     return kind, view[start : start + length], buffers
 
 
@@ -89,22 +91,18 @@ def _foreign() -> ValueError:
     return ValueError("the message is no object: it was sent as a buffer, so receive it with recv(), not recv_object()")
 
 
-def unpack(frame: Frame, source: int) -> Any:
+def unpack(frame: bytearray | memoryview, source: int) -> Any:
     """The object in a frame that rank `source` packed."""
+    import pickle
+
     kind, body, buffers = _parts(frame)
     if kind == _FAILED:
         raise TypeError(f"rank {source} sent no object: {bytes(body).decode('utf-8', 'replace')}")
     return pickle.loads(body, buffers=buffers)
 
 
-def raise_failure(frame: Frame) -> None:
+def raise_failure(frame: bytearray | memoryview) -> None:
     """On the rank that packed it: raise, if what it packed could not be pickled."""
     kind, body, _ = _parts(frame)
     if kind == _FAILED:
         raise TypeError(bytes(body).decode("utf-8", "replace"))
-
-
-def cut(frames: Frame, lengths: npt.NDArray[np.int64]) -> list[Frame]:
-    """The frames of all ranks out of one array that holds them one after the other."""
-    ends = np.cumsum(lengths)
-    return [frames[end - length : end] for end, length in zip(ends, lengths, strict=True)]

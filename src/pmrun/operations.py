@@ -1,27 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """The communicator's operations as functions on the world: `pm.allreduce(x)` is `pm.world.allreduce(x)`.
 
-Invariant: a function here adds nothing to its method but the world, which it looks up at each call.
+Type checkers take the operations from here; `pmrun.__init__` has their names, because it must not import this to
+know them, and tests compare the two. Invariant: a function here adds nothing to its method but the world, which it
+looks up at each call.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
-
 from pmrun import _native
 from pmrun.communicator import Communicator
 
-P = ParamSpec("P")
-R = TypeVar("R")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Concatenate, ParamSpec, TypeVar
+
+    _P = ParamSpec("_P")
+    _R = TypeVar("_R")
 
 
-def _on_world(method: Callable[Concatenate[Communicator, P], R]) -> Callable[P, R]:
-    _, *parameters = inspect.signature(method).parameters.values()
-    shown = inspect.Signature([one.replace(annotation=inspect.Parameter.empty) for one in parameters])
-    operation: Callable[P, R] = _native.world_operation(method, str(shown))
+def _on_world(method: Callable[Concatenate[Communicator, _P], _R]) -> Callable[_P, _R]:
+    operation: Callable[_P, _R] = _native.world_operation(method, _parameters(method))
     return operation
+
+
+def _parameters(method: Any) -> str:
+    """All but `self`, as `inspect.signature` writes them; loading `inspect` takes longer than pm.init()."""
+    code = method.__code__
+    shown = list(code.co_varnames[1 : code.co_argcount])
+    defaults = method.__defaults__ or ()
+    first = len(shown) - len(defaults)
+    shown[first:] = [f"{name}={value!r}" for name, value in zip(shown[first:], defaults, strict=True)]
+    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    if by_name:
+        shown += ["*", *(f"{name}={method.__kwdefaults__[name]!r}" for name in by_name)]
+    return f"({', '.join(shown)})"
 
 
 barrier = _on_world(Communicator.barrier)
@@ -75,57 +89,3 @@ isend_object = _on_world(Communicator.isend_object)
 recv_object = _on_world(Communicator.recv_object)
 split = _on_world(Communicator.split)
 dup = _on_world(Communicator.dup)
-
-__all__ = [
-    "allgather",
-    "allgather_object",
-    "allgatherv",
-    "allreduce",
-    "allreduce_object",
-    "alltoall",
-    "alltoall_object",
-    "alltoallv",
-    "barrier",
-    "broadcast",
-    "broadcast_object",
-    "dup",
-    "exscan",
-    "gather",
-    "gather_object",
-    "gatherv",
-    "iallgather",
-    "iallgatherv",
-    "iallreduce",
-    "ialltoall",
-    "ialltoallv",
-    "ibarrier",
-    "ibroadcast",
-    "iexscan",
-    "igather",
-    "igatherv",
-    "irecv",
-    "ireduce",
-    "ireduce_scatter",
-    "ireduce_scatterv",
-    "iscan",
-    "iscatter",
-    "iscatterv",
-    "isend",
-    "isend_object",
-    "isendrecv",
-    "probe",
-    "recv",
-    "recv_object",
-    "reduce",
-    "reduce_object",
-    "reduce_scatter",
-    "reduce_scatterv",
-    "scan",
-    "scatter",
-    "scatter_object",
-    "scatterv",
-    "send",
-    "send_object",
-    "sendrecv",
-    "split",
-]

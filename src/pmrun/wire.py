@@ -146,6 +146,13 @@ class StartFailed(_Message, frozen=True, tag="start_failed"):
     code: int  # proposed exit code
 
 
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """Where a rank stood in pmrun's calls when it was about to be stopped."""
+
+    call: str  # "allreduce #812 at train.py:44", or "" if it never made one
+    inside: bool  # else that is the last one it came out of
+
+
 class RankExited(_Message, frozen=True, tag="exited"):
     """A rank's process ended. What the report may need comes along, because the culprit is decided later."""
 
@@ -159,7 +166,8 @@ class RankExited(_Message, frozen=True, tag="exited"):
     abort_text: str
     out_tail: bytes
     err_tail: bytes
-    last_call: str  # "allreduce #812 at train.py:44 (inside)", or ""
+    last_call: str  # "allreduce #812 at train.py:44 (still inside)", or ""
+    standing: Standing | None = None  # None: it ended before it was sent a signal
 
 
 class Output(_Message, frozen=True, tag="out"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ranks write into the node's window decides who is named: programs here write it as the core does."""
 
+import os
 import sys
 
 PYTHON = sys.executable
@@ -101,4 +102,19 @@ os.pwrite(fd, struct.pack('<QQQqII', 812, 1, 0, 0, os.getpid(), 4), base)
 os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else signal.pause()
 """, 2)  # fmt: skip
     assert rc == 137
-    assert "last call: allreduce #812 at train.py:44 in step (still inside)\n" in err
+    here = os.uname().nodename
+    assert f"last call of rank 1 (node {here}): allreduce #812 at train.py:44 in step (still inside)\n" in err
+
+
+def test_a_timeout_tells_who_waits_where(launch):
+    body = """
+base = 8192 + 65536 * rank
+done = int(rank == 1)
+os.pwrite(fd, struct.pack('<QQQQIIIiBBBB', 5, 64, 1, done, 5, 0, 0, -1, 3, 0, 0, 0), base + 64 + 64 * 5)
+os.pwrite(fd, struct.pack('<QQQqII', 5, 1, 0, 0, os.getpid(), 1), base)
+signal.pause()
+"""
+    rc, _, err = launch([PYTHON, "-c", HEAD + body], 4, timeout_s=3.0).finish()
+    assert rc == 124
+    waits = "  ranks 0, 2-3 wait in allreduce #5\n  rank 1 is in no call; its last was allreduce #5\n"
+    assert err.decode() == "pmrun: --timeout of 3 s ran out\n" + waits

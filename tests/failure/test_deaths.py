@@ -72,7 +72,7 @@ def test_exception_shows_its_traceback_once_named(launch, tmp_path):
     report = err.decode().split("pmrun: ", 1)[1]
     assert rc == 1
     assert report.startswith("rank 1 failed first: exit code 1")
-    assert "  Traceback (most recent call last):" in report
+    assert f"  traceback of rank 1 (node {os.uname().nodename}):\n    Traceback (most recent call last):" in report
     assert "in load_batch" in report and "ValueError: no such shard" in report
     assert report.count("Traceback") == 1
 
@@ -82,7 +82,7 @@ def test_last_lines_where_there_is_no_traceback(launch):
     rc, _, err = job.finish()
     report = err.decode().split("pmrun: ", 1)[1]
     assert rc == 1
-    assert "last lines of rank 1:" in report
+    assert f"last lines of rank 1 (node {os.uname().nodename}):" in report
     assert re.findall(r"^    line (\d+)$", report, re.M) == [str(i) for i in range(30, 50)]
 
 

@@ -43,6 +43,32 @@ except KeyboardInterrupt:
     job.assert_nothing_left(0)
 
 
+def test_interrupt_tells_who_waits_where(launch, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("""
+import os, signal, struct
+import pmrun as pm
+world = pm.init()
+world.broadcast_object('x')
+if world.rank == 1:
+    fd, first = int(os.environ['PMRUN_WINDOW_FD']), 8192 + 64
+    for other in (0, 2):
+        while struct.unpack('<Q', os.pread(fd, 8, first + other * 65536 + 3 * 64)) != (3,):
+            os.sched_yield()
+    print('ready', flush=True)
+    signal.pause()
+world.allreduce_object(1, max)
+""")
+    job = launch([PYTHON, str(script)], 3)
+    job.read_until(1)
+    job.signal(signal.SIGINT)
+    rc, _, err = job.finish()
+    assert rc == 130
+    lines = err.decode().split("pmrun: stopped by SIGINT\n")[1].splitlines()
+    assert lines[0].startswith("  ranks 0, 2 wait in allreduce_object #3 at ") and "train.py:13" in lines[0]
+    assert lines[1].startswith("  rank 1 is in no call; its last was broadcast_object #2 at ")
+
+
 def test_interrupt_reaches_each_rank_once(launch):
     job = launch([PYTHON, "-c", STUBBORN], 3, grace_s=0.3)
     job.read_until(3)

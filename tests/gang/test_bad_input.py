@@ -251,3 +251,60 @@ def test_ranks_whose_data_differ_are_told(gang, name: str) -> None:
     )
     for text in run.results:
         assert "body.py:6" in text
+
+
+# Calls that pmrun makes several of: what the user wrote is named, not what it is made of.
+FORMS = {
+    "w.dup()": "dup()",
+    "pm.shared(3)": "shared()",
+    "w.scatter(None, 1)": "scatter(root 1) without out",
+    "w.gatherv(np.ones(2))": "gatherv(root 0) without the others' counts",
+    "w.reduce_object(3, max, 1)": "reduce_object(root 1)",
+}
+
+
+@pytest.mark.parametrize("call", FORMS)
+def test_a_call_made_of_others_is_named_as_the_user_wrote_it(gang, call: str) -> None:
+    run = gang(
+        2,
+        f"""
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        try:
+            if w.rank == 0:
+                {call}
+            w.barrier()
+        except pm.CollectiveMismatch as error:
+            report(str(error))
+        """,
+        check=False,
+    )
+    for text in run.results:
+        assert f"differs: rank 0: {FORMS[call]} at " in text
+        assert "body.py:7 in <module>; rank 1: barrier() at " in text
+
+
+def test_a_part_of_a_call_does_not_meet_a_call_like_it(gang) -> None:
+    run = gang(
+        2,
+        """
+        import numpy as np, pmrun as pm
+        from gang_report import report
+        w = pm.init(timeout=60)
+        length = np.full(1, -1)
+        try:
+            if w.rank == 0:
+                w.broadcast_object("x")
+            else:
+                w.broadcast(length)
+            w.barrier()
+        except pm.CollectiveMismatch as error:
+            report((str(error), length.tolist()))
+        """,
+        check=False,
+    )
+    for text, length in run.results:
+        assert "call 1 of the communicator differs: rank 0: broadcast_object(root 0) at " in text
+        assert "body.py:8 in <module>" in text
+        assert length == [-1]

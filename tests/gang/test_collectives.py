@@ -46,6 +46,34 @@ def test_bits_do_not_depend_on_the_kernels(gang, rng, kernels: str) -> None:
     assert run.results == [[]] * 4, f"seed {seed}"
 
 
+@pytest.mark.parametrize("kernels", [None, "portable", "avx2", "avx512"])
+def test_the_kernels_that_are_asked_for_are_used(gang, kernels: str | None) -> None:
+    sets = {"portable": True}
+    for name in ("avx2", "avx512"):
+        try:
+            _native.force_kernels(name)
+            sets[name] = True
+        except UsageError:
+            sets[name] = False
+    _native.force_kernels(None)
+    best = [name for name, runs in sets.items() if runs][-1]
+    assert _native.kernels_name() == best
+    if kernels is not None and not sets[kernels]:
+        pytest.skip(f"this CPU has no {kernels}")
+    run = gang(
+        2,
+        """
+        import pmrun as pm
+        from gang_report import report
+        from pmrun import _native
+        pm.init(timeout=60)
+        report(_native.kernels_name())
+        """,
+        env={} if kernels is None else {"PMRUN_KERNELS": kernels},
+    )
+    assert run.results == [kernels or best] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", _native.algorithm_names("allreduce"))
 def test_bits_do_not_depend_on_the_algorithm(gang, rng, algorithm: str) -> None:

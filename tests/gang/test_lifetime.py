@@ -108,6 +108,41 @@ def test_a_fork_cannot_use_and_does_not_disturb(gang) -> None:
     assert run.results == [(["ForkedError"] * 7, 0, 2000.0, 2000.0)] * 2
 
 
+def test_a_fork_knows_whose_it_is_and_is_no_rank(gang) -> None:
+    run = gang(
+        2,
+        """
+        import os, pickle
+        import pmrun as pm
+        from gang_report import report
+        world = pm.init(timeout=60)
+        def place():
+            return (pm.rank(), pm.world_size(), pm.local_rank(), pm.local_world_size(), pm.node_rank(), pm.num_nodes(),
+                    pm.peers, pm.current.parallel, pm.current.is_parallel)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            said = []
+            for call in (lambda: pm.world, pm.barrier, lambda: pm.rank_of_nothing):
+                try:
+                    call()
+                    said.append(None)
+                except (pm.PmrunError, AttributeError) as error:
+                    said.append(type(error).__name__)
+            os.write(writer, pickle.dumps((place(), pm.is_initialized(), said, repr(world))))
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            theirs, initialized, said, shown = pickle.load(pipe)
+        report((theirs == place(), place()[0], initialized, said, shown, os.waitpid(child, 0)[1], pm.world is world))
+        """,
+    )
+    for rank, result in enumerate(run.results):
+        assert result == (
+            True, rank, False, ["ForkedError", "ForkedError", "AttributeError"], "<Communicator closed>", 0, True,
+        )  # fmt: skip
+
+
 def test_a_program_that_a_rank_starts_is_no_rank(gang) -> None:
     run = gang(
         1,

@@ -114,6 +114,23 @@ def test_files_per_rank(launch, tmp_path):
         assert (folder / f"rank-{rank}.err").read_text() == "err\n"
 
 
+def test_files_of_an_earlier_job_with_more_ranks_go(launch, tmp_path):
+    assert launch(["echo", "hi"], 12, output={"directory": str(tmp_path)}).finish()[0] == 0
+    ours = {f"rank-{rank}.{stream}" for rank in range(12) for stream in ("out", "err")}
+    assert {path.name for path in tmp_path.iterdir()} == ours
+    others = {"rank-03.out", "rank-7.txt", "my-rank-7.out", "rank-9.out.gz", "notes", "rank-77.out", "rank-78.err"}
+    for name in others - {"rank-77.out", "rank-78.err"}:
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "rank-77.out").mkdir()
+    (tmp_path / "rank-78.err").symlink_to("notes")
+    assert launch(["echo", "ho"], 2, output={"directory": str(tmp_path)}).finish()[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == others | {
+        "rank-0.out", "rank-0.err", "rank-1.out", "rank-1.err"
+    }  # fmt: skip
+    assert (tmp_path / "rank-1.out").read_text() == "ho\n"
+    assert (tmp_path / "notes").read_text() == "kept"
+
+
 def test_output_directory_that_cannot_be_made(launch, tmp_path):
     (tmp_path / "file").write_text("")
     job = launch(["echo", "hi"], 2, output={"directory": str(tmp_path / "file" / "x")})

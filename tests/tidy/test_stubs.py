@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stub of the extension says what the extension has."""
+"""What type checkers see is what there is: in the extension's stub, and in the package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import pmrun
 
 
 @pytest.mark.timeout(300)
@@ -20,3 +22,16 @@ def test_the_stub_equals_the_extension(root: Path, tmp_path: Path) -> None:
         cwd=tmp_path, env={**os.environ, "MYPYPATH": str(root / "src")}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.timeout(300)
+def test_type_checkers_find_every_public_name(root: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import pmrun as pm\n" + "".join(f"reveal_type(pm.{name})\n" for name in pmrun.__all__))
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", str(program)],
+        cwd=tmp_path, env={**os.environ, "MYPYPATH": str(root / "src")}, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    types = [line.split("Revealed type is ")[1] for line in run.stdout.splitlines() if "Revealed type" in line]
+    untyped = [name for name, kind in zip(pmrun.__all__, types, strict=True) if kind == '"Any"']
+    assert (run.returncode, untyped) == (0, []), run.stdout + run.stderr

@@ -12,6 +12,7 @@ import subprocess
 
 import pytest
 
+import pmrun
 from native_build import NATIVE, c_flags
 from pmrun.launcher import window
 
@@ -45,7 +46,7 @@ STRUCTS = {
     "_RECORDER_HEAD": ("pmr_recorder", "count tick_hz base_ticks base_realtime_ns pid sites"),
     "_RECORD": (
         "pmr_record",
-        "number bytes entered_ticks done_ticks seq comm site peer kind dtype op",
+        "number bytes entered_ticks done_ticks seq comm site peer kind dtype op form",
     ),
 }
 
@@ -56,7 +57,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     wanted = list(NUMBERS.values())
     for struct_name, fields in STRUCTS.values():
         wanted += [f"offsetof({struct_name}, {field})" for field in fields.split()]
-    wanted += kinds()
+    wanted += constants("kind") + constants("form")
     prints = "\n".join(f'    printf("%llu\\n", (unsigned long long)({expression}));' for expression in wanted)
     folder = tmp_path_factory.mktemp("layout")
     source = folder / "layout.c"
@@ -69,10 +70,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     return dict(zip(wanted, map(int, out.split()), strict=True))
 
 
-def kinds() -> list[str]:
-    """Names of enum pmr_kind, in the header's order."""
+def constants(enum: str) -> list[str]:
+    """Names of an enum of pmr.h, in the header's order."""
     header = (NATIVE / "include" / "pmr.h").read_text()
-    body = re.search(r"typedef enum pmr_kind \{(.*?)\} pmr_kind;", header, re.DOTALL)
+    body = re.search(rf"typedef enum pmr_{enum} \{{(.*?)\}} pmr_{enum};", header, re.DOTALL)
     assert body is not None
     return re.findall(r"PMR_\w+", re.sub(r"/\*.*?\*/", "", body[1], flags=re.DOTALL))[:-1]
 
@@ -94,5 +95,11 @@ def test_formats_read_each_field_where_it_is(name: str, compiled: dict[str, int]
 
 
 def test_kinds_are_in_the_same_order(compiled: dict[str, int]) -> None:
-    names = sorted(kinds(), key=compiled.__getitem__)
+    names = sorted(constants("kind"), key=compiled.__getitem__)
     assert tuple(name.removeprefix("PMR_").lower() for name in names) == window.KINDS
+
+
+def test_forms_are_in_the_same_order_and_named_as_what_users_call(compiled: dict[str, int]) -> None:
+    _, *names = sorted(constants("form"), key=compiled.__getitem__)
+    assert ("", *(name.removeprefix("PMR_FORM_").lower() for name in names)) == window.FORMS
+    assert set(window.FORMS[1:]) <= set(pmrun.__all__)

@@ -241,6 +241,13 @@ def test_dry_run_prints_json_and_creates_nothing(kept: KeptJobs, capsys: pytest.
         ("--only-ranks 0-99999999999 train.py", "--only-ranks '0-99999999999': there is no rank 99999999999"),
         ("-x UNSET_HERE train.py", "--env UNSET_HERE: UNSET_HERE is not set here; give it a value"),
         ("-x =1 train.py", "-x '=1': write NAME=VALUE"),
+        ("-x == train.py", "-x '==': write NAME=VALUE"),
+        ("-x \udcffA=1 train.py", "-x '\\udcffA=1': '\\udcffA' is not a variable's name: letters, digits and"),
+        ("-x A\x01=1 train.py", "-x 'A\\x01=1': 'A\\x01' is not a variable's name"),
+        ("-x A\0B=1 train.py", "-x 'A\\x00B=1': 'A\\x00B' is not a variable's name"),
+        ("-x A=1\0 train.py", "-x 'A=1\\x00': the value of A holds a NUL character"),
+        ("-x A\udcff train.py", "-x 'A\\udcff': 'A\\udcff' is not a variable's name"),
+        ("-x A=\ud800 train.py", "-x 'A=\\ud800': the value of A has characters that this locale cannot write"),
         ("-x PMRUN_RANK=1 train.py", "-x 'PMRUN_RANK=1': PMRUN_RANK is what pmrun tells each rank"),
         ("--cwd nowhere train.py", "--cwd nowhere: {here}/nowhere does not exist; name a directory or create it"),
         ("--cwd train.py train.py", "--cwd train.py: {here}/train.py is not a directory"),
@@ -274,6 +281,26 @@ def test_bad_input_gets_one_line(arguments: str, line: str, refusal: Callable[..
     (tmp_path / "binary").write_bytes(Path("/bin/true").read_bytes())
     said = refusal(*arguments.split())
     assert said.startswith(line.replace("{here}", str(tmp_path)))
+
+
+def test_a_name_with_a_space_is_refused(refusal: Callable[..., str]) -> None:
+    assert refusal("-x", "A B=1", "train.py").startswith("-x 'A B=1': 'A B' is not a variable's name")
+    assert refusal("-x", "", "train.py").startswith("-x '': write NAME=VALUE")
+
+
+def test_python_m_pmrun_is_the_command(tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "pmrun", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    (tmp_path / "train.py").write_text("import os, sys; print(os.environ['PMRUN_RANK'], *sys.argv); sys.exit(3)")
+    code, out, err = run("-n", "1", "--no-tag", "train.py", "--help")
+    assert (code, out) == (3, "0 train.py --help\n")
+    assert err.startswith("pmrun: rank 0 failed first: exit code 3")
+    assert run("-n", "0", "train.py")[0] == ExitCode.USAGE
+    assert run("--version")[1].startswith("pmrun ")
+    assert json.loads(run("-n", "2", "--dry-run", "-m", "train")[1])["world_size"] == 2
 
 
 def test_a_directory_that_is_gone(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from pmrun import env
 from pmrun.errors import UsageError
-from pmrun.launcher import cli, config
-from pmrun.launcher import options as opt
+from pmrun.launcher import cli, config, options as opt
 from pmrun.launcher.command_line import split
 
 
@@ -44,6 +43,13 @@ def test_variables_for_the_ranks_add_up_and_the_last_of_a_name_holds(
     assert values("-x", "D=4", "x.py").get(opt.ENV) == (
         ("A", "file"), ("B", "1"), ("C", "two words"), ("A", "variable"), ("D", "4"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["A=B", "", "A B", "A\\u0000", "A\\n"])
+def test_a_key_that_is_no_variables_name_is_refused(here: Path, name: str) -> None:
+    (here / "pmrun.toml").write_text(f'[env]\n"{name}" = 1\n')
+    with pytest.raises(UsageError, match=r"pmrun\.toml: key 'env': '.*' is not a variable's name: letters, digits"):
+        values("x.py")
 
 
 def test_the_nearest_file_is_taken_alone(here: Path) -> None:

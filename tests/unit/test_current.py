@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
 import pytest
 
 import pmrun as pm
-from pmrun import env
+from pmrun import env, operations
 
 
 def test_plain_python_is_a_world_of_one() -> None:
@@ -59,6 +60,11 @@ def test_importing_loads_neither_numpy_nor_the_core() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert run.stdout.strip() == ""
+
+
+def test_the_operations_that_are_named_are_those_that_are_typed() -> None:
+    typed = [name for name, kind in vars(operations).items() if isinstance(kind, types.BuiltinFunctionType)]
+    assert sorted(typed) == sorted(name for name, home in pm._HOME.items() if home == "pmrun.operations")
 
 
 def test_every_public_name_resolves() -> None:

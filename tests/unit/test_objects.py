@@ -23,7 +23,7 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_any_value_comes_back(value: Any) -> None:
     frame = objects.pack(value, "test")
-    assert frame.nbytes % 64 == 0
+    assert len(frame) % 64 == 0
     assert objects.unpack(frame, 0) == value
 
 
@@ -41,8 +41,9 @@ def test_arrays_come_back_writable_and_aligned(lengths: list[int], order: Any) -
 def test_large_arrays_lie_in_the_frame() -> None:
     frame = objects.pack({"a": np.ones(100000), "b": np.zeros(3)}, "test")
     back = objects.unpack(frame, 0)
-    assert np.shares_memory(back["a"], frame)
-    assert not np.shares_memory(back["b"], frame)
+    whole = np.frombuffer(frame, np.uint8)
+    assert np.shares_memory(back["a"], whole)
+    assert not np.shares_memory(back["b"], whole)
 
 
 def test_arrays_that_are_not_contiguous() -> None:
@@ -71,17 +72,10 @@ def test_a_reduce_that_raises_becomes_a_failure() -> None:
 @pytest.mark.parametrize("size", [0, 1, 23, 24, 64, 1000])
 def test_bytes_that_are_no_frame(size: int) -> None:
     with pytest.raises(ValueError, match="sent as a buffer"):
-        objects.unpack(np.zeros(size, np.uint8), 0)
+        objects.unpack(bytearray(size), 0)
 
 
 def test_a_frame_that_was_cut_is_refused() -> None:
     frame = objects.pack("x" * 1000, "test")
     with pytest.raises(ValueError, match="sent as a buffer"):
         objects.unpack(frame[:500], 0)
-
-
-def test_cutting_a_joined_array() -> None:
-    frames = [objects.pack(value, "test") for value in ("a", [1] * 1000, None)]
-    joined = np.concatenate(frames)
-    parts = objects.cut(joined, np.array([frame.nbytes for frame in frames]))
-    assert [objects.unpack(part, 0) for part in parts] == ["a", [1] * 1000, None]

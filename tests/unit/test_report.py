@@ -12,8 +12,12 @@ from pmrun.launcher.describe import ended, exit_code, rank_list
 from pmrun.launcher.gang import Cause, Kind, Outcome
 
 
-def exited(rank, status, err=b"", out=b"", sent_signal=0, oom=False, last_call=""):
-    return wire.RankExited(rank, 100 + rank, status, sent_signal, oom, 0, -1, "", out, err, last_call)
+def exited(rank, status, err=b"", out=b"", sent_signal=0, oom=False, last_call="", standing=None):
+    return wire.RankExited(rank, 100 + rank, status, sent_signal, oom, 0, -1, "", out, err, last_call, standing)
+
+
+def stopped(rank, call, inside):
+    return exited(rank, -15, sent_signal=15, standing=wire.Standing(call, inside))
 
 
 def outcome(cause, *exits, survivors=()):
@@ -42,9 +46,9 @@ def test_failed_rank():
     )
     lines = text.splitlines()
     assert lines[0] == "pmrun: rank 2 failed first: exit code 1 (node beta, pid 102)"
-    assert lines[1] == "  Traceback (most recent call last):"
-    assert "  ZeroDivisionError: division by zero" in lines
-    assert lines[-2] == "  last call: barrier #1"
+    assert lines[1:3] == ["  traceback of rank 2 (node beta):", "    Traceback (most recent call last):"]
+    assert "    ZeroDivisionError: division by zero" in lines
+    assert lines[-2] == "  last call of rank 2 (node beta): barrier #1"
     assert lines[-1] == "  rank 0 failed too; rank 1 stopped by pmrun"
 
 
@@ -80,7 +84,43 @@ def test_out_of_memory_is_told_apart():
     cause = Cause(Kind.RANK, "x", 137, rank=0, witness=0)
     text = report.compose(outcome(cause, exited(0, -9, oom=True, out=b"a\n\nb\n")))
     assert "killed by SIGKILL (out of memory) (node alpha, pid 100)" in text
-    assert text.endswith("  last lines of rank 0:\n    a\n    b\n")
+    assert text.endswith("  last lines of rank 0 (node alpha):\n    a\n    b\n")
+
+
+def test_evidence_of_another_rank_than_the_culprit_says_whose_it_is():
+    cause = Cause(Kind.MISMATCH, "calls differ", 1, rank=0, witness=3)
+    error = raised(lambda: 1 / 0).encode()
+    lines = report.compose(outcome(cause, exited(0, 1), exited(3, 1, err=error, last_call="barrier #1"))).splitlines()
+    assert lines[:2] == ["pmrun: calls differ", "  traceback of rank 3 (node beta):"]
+    assert "  last call of rank 3 (node beta): barrier #1" in lines
+
+
+def test_a_timeout_tells_who_waits_where():
+    waiting = [stopped(rank, "allreduce #12 at train.py:44 in step", True) for rank in (0, 1, 2, 4, 5, 6, 7)]
+    late = stopped(3, "barrier #11 at train.py:40 in step", False)
+    cause = Cause(Kind.TIMEOUT, "--timeout of 1 s ran out", 124)
+    text = report.compose(outcome(cause, late, *waiting, exited(8, 0), stopped(9, "", False)))
+    assert text == (
+        "pmrun: --timeout of 1 s ran out\n"
+        "  ranks 0-2, 4-7 wait in allreduce #12 at train.py:44 in step\n"
+        "  rank 3 is in no call; its last was barrier #11 at train.py:40 in step\n"
+        "  rank 9 has made no call\n"
+    )
+
+
+def test_many_places_are_cut():
+    cause = Cause(Kind.SIGNAL, "stopped by SIGINT", 130)
+    lines = report.compose(outcome(cause, *(stopped(rank, f"recv #{rank}", True) for rank in range(20)))).splitlines()
+    assert len(lines) == 2 + report.STANDING_LINES
+    assert lines[-1] == "  ranks 8-19 elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "lines"), [(Kind.SIGNAL, "barrier #1", 1), (Kind.TIMEOUT, "barrier #1", 2), (Kind.TIMEOUT, "", 1)]
+)
+def test_where_nobody_waits_only_a_timeout_tells_of_calls(kind, call, lines):
+    text = report.compose(outcome(Cause(kind, "x", 1), stopped(0, call, False), stopped(1, call, False)))
+    assert len(text.splitlines()) == lines
 
 
 def test_survivors_are_named():

@@ -54,16 +54,53 @@ def test_departures(made):
     assert struct.unpack("<4I", os.pread(made.fd, 16, 1088)) == (3, 0, 0, 4)
 
 
+class Recorded:
+    """Writes local rank 2's flight recorder, as the core does."""
+
+    base = 8192 + 2 * 65536
+
+    def __init__(self, made, count):
+        self.fd = made.fd
+        os.pwrite(self.fd, struct.pack("<QQQqII", count, 1, 0, 0, 1, 2), self.base)
+        os.pwrite(self.fd, b"a.py:1 in f", self.base + 64 + 256 * 64 + 184)
+
+    def put(self, number, seq, done=9, comm=0, site=1, peer=-1, kind=0, form=0):
+        record = struct.pack("<QQQQIIIiBBBB", number, 8, 5, done, seq, comm, site, peer, kind, 0, 0, form)
+        os.pwrite(self.fd, record, self.base + 64 + 64 * (number % 256))
+
+
 def test_last_call(made):
     assert made.last_call(2) is None
-    base = 8192 + 2 * 65536
-    os.pwrite(made.fd, struct.pack("<QQQqII", 300, 1, 0, 0, 1, 2), base)
-    os.pwrite(made.fd, b"a.py:1 in f", base + 64 + 256 * 64 + 184)
-    record = struct.pack("<QQQQIIIiBBB", 300, 8, 5, 9, 299, 2, 1, -1, 0, 0, 0)
-    os.pwrite(made.fd, record, base + 64 + 64 * (300 % 256))
+    recorded = Recorded(made, 300)
+    recorded.put(300, seq=299, comm=2)
     assert str(made.last_call(2)) == "barrier #299 of communicator 2 at a.py:1 in f"
-    os.pwrite(made.fd, struct.pack("<Q", 44), base + 64 + 64 * (300 % 256))
+    recorded.put(44, seq=43)
     assert made.last_call(2) is None, "a record that is being rewritten"
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"seq": 7, "kind": 1, "form": 9}, "broadcast_object #7 at a.py:1 in f"),
+        ({"seq": 0, "kind": 16, "peer": 3, "site": 0}, "send to rank 3"),
+        ({"seq": 0, "kind": 17, "peer": 3}, "recv from rank 3 at a.py:1 in f"),
+        ({"seq": 0, "kind": 17}, "recv from any rank at a.py:1 in f"),
+    ],
+)
+def test_a_call_is_named_as_the_user_wrote_it(made, record, text):
+    Recorded(made, 1).put(1, **record)
+    assert str(made.last_call(2)) == text
+
+
+def test_open_call_is_the_oldest_that_is_not_over(made):
+    assert made.open_call(2) is None
+    recorded = Recorded(made, 300)
+    recorded.put(44, seq=44, done=0)  # 256 calls ago: its place is about to be written again
+    recorded.put(298, seq=298)
+    assert made.open_call(2) is None
+    recorded.put(299, seq=299, done=0)
+    recorded.put(300, seq=300, done=0)
+    assert str(made.open_call(2)) == "barrier #299 at a.py:1 in f"
 
 
 def test_heap_is_whole_huge_pages_and_bounded(monkeypatch):
