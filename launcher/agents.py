@@ -36,7 +36,7 @@ Explain = Callable[[int, list[str]], str]
 
 def agent_command() -> list[str]:
     """What starts an agent, here or on a machine with the same environment."""
-    return [sys.executable, "-m", "pmrun.launcher", "agent"]
+    return [sys.executable, "-m", "pmrun", "agent"]
 
 
 class AgentProcess:

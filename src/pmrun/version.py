@@ -3,6 +3,4 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-RELEASE: Final = "0.1.0"
+RELEASE = "0.1.0"

@@ -37,9 +37,7 @@ def job(start):
 
 def agents(machine):
     """The keeper's and the agent's process id."""
-    found = sorted(
-        pid for pid, words in machine.processes().items() if words == f"{sys.executable} -m pmrun.launcher agent"
-    )
+    found = sorted(pid for pid, words in machine.processes().items() if words == f"{sys.executable} -m pmrun agent")
     keeper = next(pid for pid in found if parent(pid) not in found)
     (agent,) = set(found) - {keeper}
     return keeper, agent

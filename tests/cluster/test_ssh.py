@@ -137,9 +137,9 @@ def test_a_dry_run_starts_nothing(pmrun):
     assert (rc, err) == (0, "")
     told = json.loads(out)
     assert [(node["host"], node["ranks"]) for node in told["nodes"]] == [("a", [0]), ("nosuch", [1, 2])]
-    assert told["nodes"][0]["agent"] == [sys.executable, "-m", "pmrun.launcher", "agent"]
+    assert told["nodes"][0]["agent"] == [sys.executable, "-m", "pmrun", "agent"]
     assert told["nodes"][1]["agent"][0] == "ssh" and "nosuch" in told["nodes"][1]["agent"]
-    assert told["nodes"][1]["agent"][-1].endswith(f"exec {sys.executable} -m pmrun.launcher agent")
+    assert told["nodes"][1]["agent"][-1].endswith(f"exec {sys.executable} -m pmrun agent")
 
 
 # ---- what cannot be ---------------------------------------------------------------------------------------

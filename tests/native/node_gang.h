@@ -36,7 +36,7 @@ typedef struct node_board {
 static inline const char *node_transport(uint64_t number)
 {
     static const char *const names[] = {"tcp", "loopback", "zmq"};
-    return names[number % (getenv("PMR_TEST_LIBZMQ") ? 3 : 2)];
+    return names[number % (getenv("LIBZMQ") ? 3 : 2)];
 }
 
 static inline uint32_t node_ranks(const node_layout *layout)
@@ -57,7 +57,7 @@ static inline pmr_net *node_net(const node_layout *layout, node_board *board, ui
                                .nodes = layout->nodes,
                                .local_sizes = layout->sizes,
                                .key = key,
-                               .library = getenv("PMR_TEST_LIBZMQ")};
+                               .library = getenv("LIBZMQ")};
     pmr_net *net;
     if (pmr_net_open(&options, &net, error))
         return NULL;
