@@ -28,7 +28,8 @@ EnvPairs = tuple[tuple[str, "str | None"], ...]
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 SET_BY_AGENT = (
     env.RANK, env.WORLD_SIZE, env.LOCAL_RANK, env.LOCAL_WORLD_SIZE, env.NODE_RANK, env.NUM_NODES, env.MAIN_IP,
-    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD, env.LAYOUT, env.DATA_ADDRESS,
+    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD, env.STORE_FD, env.LAYOUT, env.DATA_ADDRESS,
+    env.TORCH_RANK, env.TORCH_WORLD_SIZE, env.TORCH_LOCAL_RANK, env.TORCH_LOCAL_WORLD_SIZE,
 )  # fmt: skip
 _RANKS_MAX = 1_000_000  # a bound for ranges like 0-999999999, which would be spelled out in memory
 TRANSPORTS = ("auto", "tcp", "zmq")

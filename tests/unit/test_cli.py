@@ -249,6 +249,7 @@ def test_dry_run_prints_json_and_creates_nothing(kept: KeptJobs, capsys: pytest.
         ("-x A\udcff train.py", "-x 'A\\udcff': 'A\\udcff' is not a variable's name"),
         ("-x A=\ud800 train.py", "-x 'A=\\ud800': the value of A has characters that this locale cannot write"),
         ("-x PMRUN_RANK=1 train.py", "-x 'PMRUN_RANK=1': PMRUN_RANK is what pmrun tells each rank"),
+        ("-x LOCAL_RANK=1 train.py", "-x 'LOCAL_RANK=1': LOCAL_RANK is what pmrun tells each rank"),
         ("--cwd nowhere train.py", "--cwd nowhere: {here}/nowhere does not exist; name a directory or create it"),
         ("--cwd train.py train.py", "--cwd train.py: {here}/train.py is not a directory"),
         ("--output-dir train.py train.py", "--output-dir train.py: {here}/train.py is not a directory"),
