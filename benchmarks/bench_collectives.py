@@ -10,73 +10,58 @@ is.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import peers
-from points import WORLD_SIZES, add_point_arguments, chosen_points
 
-WORKER = peers.HERE / "worker_collectives.py"
+from pmrun.bench.points import KIB, MIB
+from pmrun.launcher.bench.record import cores, machine
+
+OPERATIONS = ("barrier", "allreduce", "broadcast", "allgather", "reduce_scatter", "alltoall")
+SIZES = (8, 64, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB)
+QUICK_SIZES = (8, KIB, 64 * KIB, MIB, 16 * MIB)
+WORLD_SIZES = (2, 4, 8)
 OUTPUT = peers.HERE.parent / "build" / "bench" / "collectives.jsonl"
 GRACE_S = 60.0  # start, import, and the point that was under way when the budget ended
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def machine() -> dict[str, Any]:
-    """Describe where and with what a run was made."""
-    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
-    return {
-        "kind": "machine",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "cpu": cpu_model(),
-        "cores": cores(),
-        "memory_gib": round(memory_kib / (1 << 20), 1),
-        "kernel": platform.release(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "versions": peers.versions(),
-    }
+def count_points(options: argparse.Namespace) -> int:
+    """Return how many points each gang measures: a barrier has no size."""
+    sized = sum(op != "barrier" for op in options.operations)
+    return sized * len(options.sizes) + ("barrier" in options.operations)
 
 
 def estimate_s(options: argparse.Namespace) -> float:
     """Return about how long a run takes: starts, plus loops that are at least as long as the largest calls."""
     gangs = sum(len(peers.contenders(ranks, cores())) for ranks in options.ranks) * options.rounds
-    loops_s = len(chosen_points(options)) * 7 * options.loop_ms / 1e3
-    return gangs * (2 + loops_s + (2 if options.quick or options.sizes else 12))
+    loops_s = count_points(options) * 7 * options.loop_ms / 1e3
+    return gangs * (2 + loops_s + (2 if options.quick else 12))
 
 
-def measure(contender: peers.Contender, ranks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(contender: peers.Contender, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one contender's lines of one round."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "points.jsonl"
-        arguments = ["--out", str(out), "--loops", str(options.loops), "--loop-ms", str(options.loop_ms)]
-        arguments += ["--budget-s", str(options.budget_s), *(["--quick"] if options.quick else [])]
-        arguments += ["--operations", *options.operations]
-        arguments += ["--sizes", *map(str, options.sizes)] if options.sizes else []
-        peers.run_gang(contender, contender.script(WORKER, *contender.binding, *arguments), options.budget_s + GRACE_S)
-        return [json.loads(line) for line in out.read_text().splitlines()]
+    plan = {
+        "operations": options.operations,
+        "sizes": options.sizes,
+        "loops": options.loops,
+        "loop_s": options.loop_ms / 1e3,
+        "budget_s": options.budget_s,
+        "by_size": True,
+    }
+    lines = peers.measured(contender, plan, options.budget_s + GRACE_S)
+    return [line for line in lines if line["kind"] == "point"]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure collectives of pmrun and its peers.")
     parser.add_argument("--out", type=Path, default=OUTPUT)
-    add_point_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help="few sizes and short loops")
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="BYTES")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--ranks", type=int, nargs="+", default=list(WORLD_SIZES))
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. pmrun MPICH")
@@ -84,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--loop-ms", type=float)
     parser.add_argument("--budget-s", type=float, help="per gang; points that remain are left out")
     options = parser.parse_args()
+    options.sizes = options.sizes or list(QUICK_SIZES if options.quick else SIZES)
     defaults = (1, 3, 4.0, 12.0) if options.quick else (3, 5, 20.0, 120.0)
     for name, value in zip(("rounds", "loops", "loop_ms", "budget_s"), defaults, strict=True):
         if getattr(options, name) is None:
@@ -99,9 +85,9 @@ def main() -> int:
     print(f"bench_collectives: about {guess / 60:.0f} minutes; to {options.out}", flush=True)
     failed = 0
     with options.out.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(machine()) + "\n")
+        file.write(json.dumps({"kind": "machine", **machine(), "versions": peers.ENVIRONMENTS.versions()}) + "\n")
         for ranks in options.ranks:
-            expected = len(chosen_points(options))
+            expected = count_points(options)
             for turn in range(options.rounds):
                 for contender in peers.contenders(ranks, cores()):
                     if options.only and contender.name not in options.only:
@@ -109,15 +95,14 @@ def main() -> int:
                     label = f"{ranks} ranks, round {turn + 1}: {contender.name} ({contender.variant})"
                     start = time.monotonic()
                     try:
-                        lines = measure(contender, ranks, options)
+                        lines = measure(contender, options)
                     except peers.GangFailed as error:
                         failed += 1
                         print(f"bench_collectives: {label}: {error}", file=sys.stderr, flush=True)
                         continue
                     for line in lines:
-                        place = {"kind": "point", "ranks": ranks, "round": turn}
-                        who = {"contender": contender.name, "variant": contender.variant}
-                        file.write(json.dumps({**place, **who, **line}) + "\n")
+                        place = {"ranks": ranks, "round": turn, "contender": contender.name}
+                        file.write(json.dumps({**line, **place, "variant": contender.variant}) + "\n")
                     file.flush()
                     missing = f", {expected - len(lines)} points over budget" if len(lines) < expected else ""
                     print(f"{label}: {time.monotonic() - start:.1f} s{missing}", flush=True)

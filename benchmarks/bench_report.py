@@ -1,98 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """From measurements to a page: reads the benchmarks' JSON lines, writes benchmarks/RESULTS.md and docs/collectives.svg.
 
-A contender's figure at a point is the median over rounds of the median over loops; a peer's is that of its
-better variant. A ratio is the best peer's figure over pmrun's: above 1, pmrun is faster; its spread is that of
-the same ratio within single rounds. Invariant: the page says nothing that is not in its input.
+What a figure and a ratio are is said in launcher/bench/standings.py. Invariant: the page says nothing that is not in its
+input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
-import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peers
-from points import MEANING, OPERATIONS, human_bytes
+
+from pmrun.bench.points import COLLECTIVES, MEANING, human_bytes
+from pmrun.launcher.bench.plot import draw
+from pmrun.launcher.bench.standings import Standings, geometric_mean
 
 RESULTS = peers.HERE / "RESULTS.md"
 PLOT = peers.HERE.parent / "docs" / "collectives.svg"
 INPUTS = peers.HERE.parent / "build" / "bench"
 MEMORIES = ("private", "library")
 
-Point = tuple[str, int, int]  # operation, ranks, bytes
 Line = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """pmrun in one kind of memory against the best peer, at one point."""
-
-    us: float
-    best_peer: str
-    best_us: float
-    low: float  # the smallest and the largest ratio that a single round gave
-    high: float
-
-    @property
-    def ratio(self) -> float:
-        return self.best_us / self.us
-
-
-class Collectives:
-    """All measured points, with the figures that the page and the plot show."""
-
-    def __init__(self, lines: Iterable[Line]) -> None:
-        self.rounds: dict[Point, dict[tuple[str, str], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-        for line in lines:
-            if line["kind"] == "point":
-                point = (line["op"], line["ranks"], line["bytes"])
-                who = (line["contender"], line["variant"])
-                self.rounds[point][who][line["round"]] = statistics.median(line["loops_us"])
-
-    def points(self) -> list[Point]:
-        return sorted(self.rounds, key=lambda point: (point[1], OPERATIONS.index(point[0]), point[2]))
-
-    def figures(self, point: Point) -> dict[tuple[str, str], float]:
-        """Return the µs of every (contender, variant)."""
-        return {who: statistics.median(rounds.values()) for who, rounds in self.rounds[point].items()}
-
-    def peers_best(self, point: Point) -> dict[str, tuple[float, str]]:
-        """Return each peer's µs and the variant that reached it."""
-        best: dict[str, tuple[float, str]] = {}
-        for (name, variant), us in self.figures(point).items():
-            if name != "pmrun" and (name not in best or us < best[name][0]):
-                best[name] = (us, variant)
-        return best
-
-    def compare(self, point: Point, memory: str) -> Comparison | None:
-        """Return pmrun's standing at a point; None where pmrun or every peer is missing."""
-        ours = self.rounds[point].get(("pmrun", memory))
-        ranking = self.peers_best(point)
-        if not ours or not ranking:
-            return None
-        peer = min(ranking, key=lambda name: ranking[name][0])
-        us, variant = ranking[peer]
-        theirs = self.rounds[point][(peer, variant)]
-        ratios = [theirs[turn] / ours[turn] for turn in ours if turn in theirs] or [math.nan]
-        return Comparison(statistics.median(ours.values()), peer, us, min(ratios), max(ratios))
-
-    def comparisons(self, memory: str) -> dict[Point, Comparison]:
-        found = {point: self.compare(point, memory) for point in self.points()}
-        return {point: comparison for point, comparison in found.items() if comparison}
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(statistics.fmean(logs))
+def measured_operations(data: Standings) -> list[str]:
+    return [op for op in COLLECTIVES if any(point[0] == op for point in data.rounds)]
 
 
 def microseconds(us: float) -> str:
@@ -121,7 +58,7 @@ def machine_section(machine: Line) -> list[str]:
     ]
 
 
-def summary_section(data: Collectives) -> list[str]:
+def summary_section(data: Standings) -> list[str]:
     rows, lost = [], []
     for memory in MEMORIES:
         found = data.comparisons(memory)
@@ -143,11 +80,11 @@ def summary_section(data: Collectives) -> list[str]:
     return [*table(head, rows), "", "Points lost:" if lost else "No point is lost.", "", *lost]
 
 
-def means_section(data: Collectives) -> list[str]:
+def means_section(data: Standings) -> list[str]:
     """One geometric mean per operation, ranks and kind of memory."""
     worlds = sorted({ranks for _, ranks, _ in data.points()})
     rows = []
-    for op in OPERATIONS:
+    for op in measured_operations(data):
         row = [op]
         for memory in MEMORIES:
             found = data.comparisons(memory)
@@ -158,7 +95,7 @@ def means_section(data: Collectives) -> list[str]:
     return table(["operation", *(f"{memory}, {ranks}" for memory in MEMORIES for ranks in worlds)], rows)
 
 
-def points_section(data: Collectives) -> list[str]:
+def points_section(data: Standings) -> list[str]:
     """Return one table per number of ranks with every point."""
     names = sorted({name for point in data.points() for name in data.peers_best(point)})
     lines: list[str] = []
@@ -191,7 +128,7 @@ def figures_section(lines: list[Line]) -> list[str]:
     return table(["what", "who", "median", "spread", "hung or failed"], rows) if rows else []
 
 
-def page(lines: list[Line], data: Collectives) -> str:
+def page(lines: list[Line], data: Standings) -> str:
     machine = next((line for line in lines if line["kind"] == "machine"), None)
     origin = "Written by benchmarks/bench_report.py; benchmarks/README.md tells what is measured and how."
     parts = ["# Results", "", origin]
@@ -199,33 +136,17 @@ def page(lines: list[Line], data: Collectives) -> str:
     if data.rounds:
         parts += ["", "## Collectives", "", *summary_section(data)]
         parts += ["", "Geometric means of the ratio to the best peer, by operation:", "", *means_section(data)]
-        parts += ["", "A size is what one rank puts in:", "", *(f"- {op}: {text}" for op, text in MEANING.items())]
+        parts += [
+            "",
+            "A size is what one rank puts in:",
+            "",
+            *(f"- {op}: {MEANING[op]}" for op in measured_operations(data)),
+        ]
         parts += ["", f"![time per call over message size](../docs/{PLOT.name})", "", *points_section(data)]
     figures = figures_section(lines)
     if figures:
         parts += ["", "## Start, overhead, memory", "", *figures]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def plot_input(data: Collectives) -> list[Line]:
-    """Return what plot_collectives.py draws: one curve per operation, ranks and contender."""
-    curves: dict[tuple[str, int, str], list[tuple[int, float]]] = defaultdict(list)
-    for point in data.points():
-        op, ranks, size = point
-        for name, (us, _) in data.peers_best(point).items():
-            curves[op, ranks, name].append((size, us))
-        for memory in MEMORIES:
-            us_or_none = data.figures(point).get(("pmrun", memory))
-            if us_or_none is not None:
-                curves[op, ranks, f"pmrun, {memory}"].append((size, us_or_none))
-    return [{"op": op, "ranks": ranks, "who": who, "points": pairs} for (op, ranks, who), pairs in curves.items()]
-
-
-def draw(data: Collectives, target: Path) -> None:
-    """Draw the plot with the environment that holds matplotlib."""
-    script = peers.HERE / "plot_collectives.py"
-    command = [str(peers.python_of("plot")), str(script), str(target)]
-    subprocess.run(command, input=json.dumps(plot_input(data)), text=True, check=True)
 
 
 def main() -> int:
@@ -239,7 +160,7 @@ def main() -> int:
         print(f"bench_report: nothing in {INPUTS}; run 'make bench' first", file=sys.stderr)
         return 2
     lines = [json.loads(text) for path in inputs for text in path.read_text(encoding="utf-8").splitlines()]
-    data = Collectives(lines)
+    data = Standings(lines)
     options.results.write_text(page(lines, data), encoding="utf-8")
     if data.rounds:
         options.plot.parent.mkdir(parents=True, exist_ok=True)

@@ -44,12 +44,11 @@ class CommandLine(NamedTuple):
     words: tuple[str, ...]
 
 
-_BY_NAME = {option.name: option for option in OPTIONS if option.name != option.short}
-_BY_LETTER = {option.short: option for option in OPTIONS if option.short}
-
-
-def split(arguments: Sequence[str]) -> CommandLine:
-    """Raises UsageError for an unknown option or one whose value is missing."""
+def split(
+    arguments: Sequence[str], options: tuple[Option[Any], ...] = OPTIONS, help_command: str = "pmrun --help"
+) -> CommandLine:
+    """Raises UsageError for an unknown option or one whose value is missing. Subcommands bring options of their own."""
+    table = _Table(options, help_command)
     settings: list[Setting] = []
     rest = list(arguments)
     while rest:
@@ -59,42 +58,53 @@ def split(arguments: Sequence[str]) -> CommandLine:
         if word == "-m":
             return CommandLine(settings, Kind.MODULE, tuple(rest))
         if word.startswith("--"):
-            settings.append(_long(word, rest))
+            settings.append(table.long(word, rest))
         elif word.startswith("-") and len(word) > 1:
-            settings.append(_short(word, rest))
+            settings.append(table.short(word, rest))
         else:
             return CommandLine(settings, Kind.WORD, (word, *rest))
     return CommandLine(settings, Kind.NOTHING, ())
 
 
-def _long(word: str, rest: list[str]) -> Setting:
-    name, equals, value = word[2:].partition("=")
-    option = _BY_NAME.get(name)
-    text = "true"
-    if option is None and name.startswith("no-"):
-        option = _BY_NAME.get(name[3:])
-        text = "false"
-        if option is not None and not option.negatable:
-            option = None
-    if option is None:
-        raise UsageError(f"unknown option {word.partition('=')[0]}{_close(name)}; see pmrun --help")
-    if option.flag:
-        if equals:
-            raise UsageError(f"option --{name} takes no value; write --{name} alone")
-        return Setting(option, text, word)
-    return _with_value(option, f"--{name}", value if equals else None, rest)
+class _Table:
+    """The options that are known, and how they are written."""
 
+    def __init__(self, options: tuple[Option[Any], ...], help_command: str) -> None:
+        self._by_name = {option.name: option for option in options if option.name != option.short}
+        self._by_letter = {option.short: option for option in options if option.short}
+        self._help = help_command
 
-def _short(word: str, rest: list[str]) -> Setting:
-    option = _BY_LETTER.get(word[1])
-    if option is None:
-        raise UsageError(f"unknown option {word}{_close(word.lstrip('-'))}; see pmrun --help")
-    attached = word[2:].removeprefix("=")
-    if not option.flag:
-        return _with_value(option, word[:2], attached or None, rest)
-    if attached:
-        raise UsageError(f"option {word[:2]} takes no value; write options one by one")
-    return Setting(option, "true", word)
+    def long(self, word: str, rest: list[str]) -> Setting:
+        name, equals, value = word[2:].partition("=")
+        option = self._by_name.get(name)
+        text = "true"
+        if option is None and name.startswith("no-"):
+            option = self._by_name.get(name[3:])
+            text = "false"
+            if option is not None and not option.negatable:
+                option = None
+        if option is None:
+            raise UsageError(f"unknown option {word.partition('=')[0]}{self._close(name)}; see {self._help}")
+        if option.flag:
+            if equals:
+                raise UsageError(f"option --{name} takes no value; write --{name} alone")
+            return Setting(option, text, word)
+        return _with_value(option, f"--{name}", value if equals else None, rest)
+
+    def short(self, word: str, rest: list[str]) -> Setting:
+        option = self._by_letter.get(word[1])
+        if option is None:
+            raise UsageError(f"unknown option {word}{self._close(word.lstrip('-'))}; see {self._help}")
+        attached = word[2:].removeprefix("=")
+        if not option.flag:
+            return _with_value(option, word[:2], attached or None, rest)
+        if attached:
+            raise UsageError(f"option {word[:2]} takes no value; write options one by one")
+        return Setting(option, "true", word)
+
+    def _close(self, name: str) -> str:
+        negatable = [f"--no-{option.name}" for option in self._by_name.values() if option.negatable]
+        return suggestion(f"--{name}", [f"--{known}" for known in self._by_name] + negatable)
 
 
 def _with_value(option: Option[Any], spelling: str, value: str | None, rest: list[str]) -> Setting:
@@ -103,8 +113,3 @@ def _with_value(option: Option[Any], spelling: str, value: str | None, rest: lis
             raise UsageError(f"option {spelling} needs a value: {spelling} {option.metavar}")
         value = rest.pop(0)
     return Setting(option, value, f"{spelling} {value!r}")
-
-
-def _close(name: str) -> str:
-    spellings = [f"--{known}" for known in _BY_NAME] + [f"--no-{o.name}" for o in OPTIONS if o.negatable]
-    return suggestion(f"--{name}", spellings)

@@ -67,7 +67,7 @@ def help_page(*, colour: bool) -> str:
         if option.group != group:
             group = option.group
             lines.append(("\n" if len(lines) > 1 else "") + head(group))
-        lines += _entry(option)
+        lines += entry(option)
     listed = "\n".join([head("Commands"), *(f"  {how:<38}{what}" for how, what in commands.summaries())])
     lines.append(
         "\n"
@@ -78,7 +78,8 @@ def help_page(*, colour: bool) -> str:
     return "\n".join(lines)
 
 
-def _entry(option: Option[Any]) -> list[str]:
+def entry(option: Option[Any]) -> list[str]:
+    """Its spelling and its text, as lines."""
     if option.name == option.short:
         spelling = f"-{option.short}"
     else:

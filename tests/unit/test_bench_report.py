@@ -12,16 +12,21 @@ from typing import Any
 
 import pytest
 
+from pmrun.bench import points
+from pmrun.launcher.bench.gangs import Contender, GangFailed, run_gang
+from pmrun.launcher.bench.peers import PEERS, Environments
+from pmrun.launcher.bench.standings import Standings
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bench_report", "peers", "points")
+MODULES = ("bench_report", "peers")
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[dict[str, Any]]:
+def report() -> Iterator[Any]:
     """The benchmarks are scripts that import each other by name, so their folder is on the path meanwhile."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        yield {name: importlib.import_module(name) for name in MODULES}
+        yield importlib.import_module("bench_report")
     finally:
         sys.path.remove(str(BENCHMARKS))
         for name in MODULES:
@@ -43,115 +48,105 @@ def line(contender: str, variant: str, loops_us: list[float], turn: int = 0, **p
 POINT = ("allreduce", 2, 8)
 
 
-def test_a_figure_is_the_median_over_rounds_of_the_median_over_loops(bench: dict[str, Any]) -> None:
+def test_a_figure_is_the_median_over_rounds_of_the_median_over_loops() -> None:
     turns = ([1.0, 2.0, 90.0], [4.0, 4.0, 1.0], [3.0, 99.0, 1.0])
-    data = bench["bench_report"].Collectives(line("MPICH", "single", loops, turn) for turn, loops in enumerate(turns))
+    data = Standings(line("MPICH", "single", loops, turn) for turn, loops in enumerate(turns))
     assert data.figures(POINT) == {("MPICH", "single"): 3.0}
 
 
-def test_the_better_variant_counts_for_a_peer_and_the_best_peer_for_the_ratio(bench: dict[str, Any]) -> None:
+def test_the_better_variant_counts_for_a_peer_and_the_best_peer_for_the_ratio() -> None:
     lines = [
         line("MPICH", "single", [8.0]),
         line("MPICH", "multiple", [6.0]),
         line("Open MPI", "yield", [7.0]),
         line("pmrun", "private", [3.0]),
     ]
-    found = bench["bench_report"].Collectives(lines).compare(POINT, "private")
+    found = Standings(lines).compare(POINT, "private")
     assert (found.best_peer, found.best_us, found.ratio) == ("MPICH", 6.0, 2.0)
 
 
-def test_pmrun_is_no_peer_of_itself(bench: dict[str, Any]) -> None:
+def test_pmrun_is_no_peer_of_itself() -> None:
     lines = [line("pmrun", "private", [3.0]), line("pmrun", "library", [1.0])]
-    data = bench["bench_report"].Collectives(lines)
+    data = Standings(lines)
     assert data.compare(POINT, "private") is None
     assert data.peers_best(POINT) == {}
 
 
-def test_the_spread_is_that_of_single_rounds(bench: dict[str, Any]) -> None:
+def test_the_spread_is_that_of_single_rounds() -> None:
     lines = [line("pmrun", "private", [us], turn) for turn, us in enumerate((1.0, 2.0, 4.0))]
     lines += [line("Intel MPI", "default", [us], turn) for turn, us in enumerate((4.0, 4.0, 2.0))]
-    found = bench["bench_report"].Collectives(lines).compare(POINT, "private")
+    found = Standings(lines).compare(POINT, "private")
     assert (found.low, found.ratio, found.high) == (0.5, 2.0, 4.0)
 
 
-def test_a_lost_point_is_listed_and_a_won_one_is_not(bench: dict[str, Any]) -> None:
+def test_a_lost_point_is_listed_and_a_won_one_is_not(report: Any) -> None:
     lines = [
         line("Intel MPI", "default", [10.0]),
         line("pmrun", "private", [20.0]),
         line("pmrun", "library", [5.0]),
     ]
-    text = "\n".join(bench["bench_report"].summary_section(bench["bench_report"].Collectives(lines)))
+    text = "\n".join(report.summary_section(Standings(lines)))
     assert "private: allreduce, 2 ranks, 8 B: 20.0 µs against 10.0 µs of Intel MPI (0.50×" in text
     assert "library: allreduce" not in text
     assert "| private | 1 | 0.50× | 0.50× | 1 |" in text
     assert "| library | 1 | 2.00× | 2.00× | 0 |" in text
 
 
-def test_the_page_holds_every_point_and_says_where_one_is_missing(bench: dict[str, Any]) -> None:
+def test_the_page_holds_every_point_and_says_where_one_is_missing(report: Any) -> None:
     lines = [line("MPICH", "single", [2.0]), line("MPICH", "single", [9.0], bytes=1 << 20)]
     lines += [line("pmrun", "private", [1.0])]
-    report = bench["bench_report"]
-    page = report.page(lines, report.Collectives(lines))
+    page = report.page(lines, Standings(lines))
     assert "| allreduce 8 B | 2.00 | 1.00 | 2.00 (2.00–2.00) | - | - |" in page
     assert "| allreduce 1 MiB | 9.00 | - | - | - | - |" in page
 
 
-def test_hung_runs_are_shown_beside_the_figure(bench: dict[str, Any]) -> None:
+def test_hung_runs_are_shown_beside_the_figure(report: Any) -> None:
     figure = {"kind": "figure", "what": "64 × true", "who": "mpirun", "unit": "s", "values": [], "failed": 2}
-    assert "| 64 × true | mpirun | - | - | 2 |" in bench["bench_report"].figures_section([figure])
+    assert "| 64 × true | mpirun | - | - | 2 |" in report.figures_section([figure])
 
 
-def test_the_geometric_mean_of_a_ratio_and_its_inverse_is_one(bench: dict[str, Any]) -> None:
-    assert bench["bench_report"].geometric_mean([4.0, 0.25]) == pytest.approx(1.0)
+def test_the_geometric_mean_of_a_ratio_and_its_inverse_is_one(report: Any) -> None:
+    assert report.geometric_mean([4.0, 0.25]) == pytest.approx(1.0)
 
 
-def test_the_command_writes_the_page_from_files(
-    bench: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_writes_the_page_from_files(report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.md"
     figure = {"kind": "figure", "what": "pmrun --help", "who": "pmrun", "unit": "s", "values": [0.08, 0.07, 0.09]}
     source.write_text(json.dumps(figure) + "\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["bench_report.py", str(source), "--results", str(target)])
-    assert bench["bench_report"].main() == 0
+    assert report.main() == 0
     assert "| pmrun --help | pmrun | 0.08 s | 0.07–0.09 | - |" in target.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("world_size", (2, 4, 8))
-def test_blocks_fit_the_vectors_they_are_cut_from(bench: dict[str, Any], world_size: int) -> None:
-    points = bench["points"]
-    for op, size in points.points(points.SIZES):
+def test_blocks_fit_the_vectors_they_are_cut_from(world_size: int) -> None:
+    for op, size in points.plan(list(points.COLLECTIVES), points.size_range(8, 64 << 20, 8)):
         sent, received = points.elements(op, size, world_size)
-        if op == "reduce_scatter":
+        if op in ("reduce_scatter", "scatter"):
             assert sent == received * world_size
-        if op in ("alltoall", "reduce_scatter"):
+        if op in ("alltoall", "reduce_scatter", "scatter"):
             assert sent % world_size == 0
-            assert sent * points.ITEM_BYTES == max(size, world_size * points.ITEM_BYTES)
-        if op == "allgather":
+            assert sent * 4 == max(size // (4 * world_size) * 4 * world_size, world_size * 4)
+        if op in ("allgather", "gather"):
             assert received == sent * world_size
 
 
 @pytest.mark.parametrize(("ranks", "cores"), ((2, 2), (8, 2), (8, 16)))
-def test_every_peer_that_is_installed_takes_part_once_per_variant(
-    bench: dict[str, Any], monkeypatch: pytest.MonkeyPatch, ranks: int, cores: int
-) -> None:
-    peers = bench["peers"]
-    monkeypatch.setattr(peers, "available", lambda: ["openmpi", "mpich", "intel", "gloo", "plot"])
-    found = [contender for contender in peers.contenders(ranks, cores) if contender.name != "pmrun"]
+def test_every_peer_takes_part_once_per_variant(tmp_path: Path, ranks: int, cores: int) -> None:
+    found = Environments(tmp_path).contenders(list(PEERS), ranks, cores)
     assert {contender.name for contender in found} == {"Open MPI", "MPICH", "Intel MPI", "Gloo"}
     assert len({(contender.name, contender.variant) for contender in found}) == len(found)
     spinning = [c for c in found if c.name == "MPICH" and c.variant == "single"]
     assert len(spinning) == (1 if ranks <= cores else 0)
 
 
-def test_a_gang_that_fails_is_reported_with_its_last_lines(bench: dict[str, Any]) -> None:
-    peers = bench["peers"]
-    contender = peers.Contender("MPICH", "single", (), (sys.executable,), ("mpi", "single"))
-    with pytest.raises(peers.GangFailed, match=r"MPICH \(single\) ended with 3: .*no such fabric"):
-        peers.run_gang(contender, [sys.executable, "-c", "import sys; print('no such fabric'); sys.exit(3)"], 60)
+def test_a_gang_that_fails_is_reported_with_its_last_lines() -> None:
+    contender = Contender("MPICH", "single", (), (sys.executable,), ("mpi", "single"))
+    with pytest.raises(GangFailed, match=r"MPICH \(single\) ended with 3: .*no such fabric"):
+        run_gang(contender, [sys.executable, "-c", "import sys; print('no such fabric'); sys.exit(3)"], 60)
 
 
-def test_a_gang_that_hangs_is_stopped(bench: dict[str, Any]) -> None:
-    peers = bench["peers"]
-    contender = peers.Contender("Open MPI", "yield", (), (sys.executable,), ("mpi", "multiple"))
-    with pytest.raises(peers.GangFailed, match="took more than"):
-        peers.run_gang(contender, [sys.executable, "-c", "import signal; signal.pause()"], 0.2)
+def test_a_gang_that_hangs_is_stopped() -> None:
+    contender = Contender("Open MPI", "yield", (), (sys.executable,), ("mpi", "multiple"))
+    with pytest.raises(GangFailed, match="took more than"):
+        run_gang(contender, [sys.executable, "-c", "import signal; signal.pause()"], 0.2)
