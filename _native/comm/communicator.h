@@ -57,7 +57,7 @@ struct pmr_context {
 };
 
 /* The algorithms of one kind, smallest messages first: the first whose limit is not exceeded runs. */
-#define PMR_CHOICES_MAX 4
+#define PMR_CHOICES_MAX 8 /* more than a communicator has of any kind, and one that is forced: none may be pushed out */
 typedef struct pmr_choices {
     const struct pmr_algorithm *algorithm[PMR_CHOICES_MAX];
     size_t bytes_max[PMR_CHOICES_MAX];
