@@ -36,7 +36,11 @@ typedef struct node_board {
 static inline const char *node_transport(uint64_t number)
 {
     static const char *const names[] = {"tcp", "loopback", "zmq"};
+#ifdef __SANITIZE_THREAD__
+    return names[number % 2]; /* libzmq is not instrumented */
+#else
     return names[number % (getenv("LIBZMQ") ? 3 : 2)];
+#endif
 }
 
 static inline uint32_t node_ranks(const node_layout *layout)

@@ -275,7 +275,7 @@ static const node_layout LAYOUTS[] = {
 static int run_layouts(uint64_t seed, uint32_t calls)
 {
     int failed = 0;
-#ifdef __SANITIZE_THREAD__
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
     calls /= 4;
 #endif
     for (uint32_t i = 0; i < sizeof LAYOUTS / sizeof *LAYOUTS * 2; i++) {
