@@ -17,15 +17,16 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import peers
 from points import WORLD_SIZES, add_point_arguments, chosen_points
 
 WORKER = peers.HERE / "worker_collectives.py"
 OUTPUT = peers.HERE.parent / "build" / "bench" / "collectives.jsonl"
-GRACE_S = 60.0  # start, import, and the point that was under way when the budget ended
+Run = Callable[[peers.Contender, list[str], float], None]  # peers.run_gang, or the like on other machines
 
 
 def cores() -> int:
@@ -61,7 +62,7 @@ def estimate_s(options: argparse.Namespace) -> float:
     return gangs * (2 + loops_s + (2 if options.quick or options.sizes else 12))
 
 
-def measure(contender: peers.Contender, ranks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(contender: peers.Contender, options: argparse.Namespace, run: Run) -> list[dict[str, Any]]:
     """Return one contender's lines of one round."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "points.jsonl"
@@ -69,26 +70,60 @@ def measure(contender: peers.Contender, ranks: int, options: argparse.Namespace)
         arguments += ["--budget-s", str(options.budget_s), *(["--quick"] if options.quick else [])]
         arguments += ["--operations", *options.operations]
         arguments += ["--sizes", *map(str, options.sizes)] if options.sizes else []
-        peers.run_gang(contender, contender.script(WORKER, *contender.binding, *arguments), options.budget_s + GRACE_S)
+        run(contender, contender.script(WORKER, *contender.binding, *arguments), options.budget_s + options.grace_s)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure collectives of pmrun and its peers.")
-    parser.add_argument("--out", type=Path, default=OUTPUT)
+def one_round(
+    file: TextIO, place: dict[str, Any], everyone: list[peers.Contender], options: argparse.Namespace, run: Run
+) -> int:
+    """Run each contender once, in turn; write its points with `place`; return how many failed."""
+    expected, failed = len(chosen_points(options)), 0
+    for contender in everyone:
+        if options.only and contender.name not in options.only:
+            continue
+        label = f"{place['ranks']} ranks, round {place['round'] + 1}: {contender.name} ({contender.variant})"
+        start = time.monotonic()
+        try:
+            lines = measure(contender, options, run)
+        except peers.GangFailed as error:
+            failed += 1
+            print(f"{label}: {error}", file=sys.stderr, flush=True)
+            continue
+        for line in lines:
+            who = {"contender": contender.name, "variant": contender.variant}
+            file.write(json.dumps({**place, **who, **line}) + "\n")
+        file.flush()
+        missing = f", {expected - len(lines)} points over budget" if len(lines) < expected else ""
+        print(f"{label}: {time.monotonic() - start:.1f} s{missing}", flush=True)
+    return failed
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What bench_nodes.py takes, too."""
     add_point_arguments(parser)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--ranks", type=int, nargs="+", default=list(WORLD_SIZES))
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. pmrun MPICH")
     parser.add_argument("--loops", type=int)
     parser.add_argument("--loop-ms", type=float)
     parser.add_argument("--budget-s", type=float, help="per gang; points that remain are left out")
-    options = parser.parse_args()
+    parser.add_argument("--grace-s", type=float, default=60.0, help="for start, import, and the last point")
+
+
+def set_defaults(options: argparse.Namespace) -> argparse.Namespace:
     defaults = (1, 3, 4.0, 12.0) if options.quick else (3, 5, 20.0, 120.0)
     for name, value in zip(("rounds", "loops", "loop_ms", "budget_s"), defaults, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure collectives of pmrun and its peers.")
+    parser.add_argument("--out", type=Path, default=OUTPUT)
+    parser.add_argument("--ranks", type=int, nargs="+", default=list(WORLD_SIZES))
+    add_run_arguments(parser)
+    return set_defaults(parser.parse_args())
 
 
 def main() -> int:
@@ -101,26 +136,9 @@ def main() -> int:
     with options.out.open("w", encoding="utf-8") as file:
         file.write(json.dumps(machine()) + "\n")
         for ranks in options.ranks:
-            expected = len(chosen_points(options))
             for turn in range(options.rounds):
-                for contender in peers.contenders(ranks, cores()):
-                    if options.only and contender.name not in options.only:
-                        continue
-                    label = f"{ranks} ranks, round {turn + 1}: {contender.name} ({contender.variant})"
-                    start = time.monotonic()
-                    try:
-                        lines = measure(contender, ranks, options)
-                    except peers.GangFailed as error:
-                        failed += 1
-                        print(f"bench_collectives: {label}: {error}", file=sys.stderr, flush=True)
-                        continue
-                    for line in lines:
-                        place = {"kind": "point", "ranks": ranks, "round": turn}
-                        who = {"contender": contender.name, "variant": contender.variant}
-                        file.write(json.dumps({**place, **who, **line}) + "\n")
-                    file.flush()
-                    missing = f", {expected - len(lines)} points over budget" if len(lines) < expected else ""
-                    print(f"{label}: {time.monotonic() - start:.1f} s{missing}", flush=True)
+                place = {"kind": "point", "ranks": ranks, "round": turn}
+                failed += one_round(file, place, peers.contenders(ranks, cores()), options, peers.run_gang)
     return 1 if failed else 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bench_report", "peers", "points")
+MODULES = ("bench_report", "nodes", "peers", "points")
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +155,62 @@ def test_a_gang_that_hangs_is_stopped(bench: dict[str, Any]) -> None:
     contender = peers.Contender("Open MPI", "yield", (), (sys.executable,), ("mpi", "multiple"))
     with pytest.raises(peers.GangFailed, match="took more than"):
         peers.run_gang(contender, [sys.executable, "-c", "import signal; signal.pause()"], 0.2)
+
+
+def node_line(contender: str, variant: str, us: float, **place: Any) -> dict[str, Any]:
+    return line(contender, variant, [us], **{"ranks": "2x4", **place}) | {"kind": "nodes point"}
+
+
+def test_layouts_are_ordered_by_their_ranks_and_kept_apart_from_one_machine(bench: dict[str, Any]) -> None:
+    report = bench["bench_report"]
+    lines = [
+        line("MPICH", "single", [8.0]),
+        *(node_line("MPICH", "single", 1.0, ranks=w) for w in ("2x4", "4x1", "2x1")),
+    ]
+    assert [point[1] for point in report.Collectives(lines, "nodes point", report.TRANSPORTS).points()] == [
+        "2x1", "4x1", "2x4",
+    ]  # fmt: skip
+    assert report.Collectives(lines).points() == [POINT]
+
+
+def test_gloo_and_the_best_mpi_are_counted_apart(bench: dict[str, Any]) -> None:
+    report = bench["bench_report"]
+    lines = [
+        node_line("pmrun", "tcp", 10.0), node_line("Gloo", "eth0", 50.0),
+        node_line("MPICH", "single", 9.0), node_line("Intel MPI", "yield", 7.0),
+    ]  # fmt: skip
+    text = "\n".join(report.groups_section(report.Collectives(lines, "nodes point", report.TRANSPORTS)))
+    assert "| tcp against Gloo | 1 | 5.00× | 5.00× | 0 | 0 |" in text
+    assert "| tcp against best MPI | 1 | 0.70× | 0.70× | 1 | 1 |" in text
+    assert "zmq" not in text
+
+
+def test_the_floor_and_limited_links_are_on_the_page(bench: dict[str, Any]) -> None:
+    report = bench["bench_report"]
+    plain = [
+        node_line("plain TCP", "-", us, turn=turn, op="exchange", bytes=1 << 20)
+        for turn, us in enumerate((500.0, 600.0))
+    ]
+    shaped = [
+        {"kind": "overlap", "mbit": 1000, "bytes": 4 << 20, "contender": "pmrun", "variant": "tcp", "round": turn}
+        | {"bus_gbit": 0.95, "overlap": overlap}
+        for turn, overlap in enumerate((80.0, 90.0, 100.0))
+    ]
+    text = report.page([*plain, *shaped], report.Collectives([*plain, *shaped]))
+    assert "| exchange of 1 MiB | 550 | 1.91 |" in text
+    assert "| 1000 Mbit/s, 4 MiB, pmrun (tcp) | 0.950 | 90 % (80–100) |" in text
+
+
+@pytest.mark.parametrize("text", ["2", "x", "2x", "x2", "1x2", "5x1", "2x0", "2x-1", "axb"])
+def test_a_layout_that_cannot_be_is_refused(bench: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match="a layout is NODESxRANKS"):
+        bench["nodes"].Layout.parse(text)
+
+
+def test_a_layout_is_started_alike_by_everybody(bench: dict[str, Any]) -> None:
+    layout = bench["nodes"].Layout.parse("2x4")
+    assert (str(layout), layout.ranks, layout.hosts) == ("2x4", 8, "a:4,b:4")
+    makers = ("mpich_contenders", "intel_contenders", "openmpi_contenders", "gloo_contenders")
+    words = [found.command for make in makers for found in getattr(bench["nodes"], make)(layout)]
+    for command in words:
+        assert "a:4,b:4" in command or {"a,b", "-ppn", "4", "8"} <= set(command)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contenders over several machines, which are network namespaces of this one: who runs there and how each is started.
+
+The machines are those of the cluster tests (tests/machines.py): addresses, hosts file, /dev/shm and sshd of their own,
+joined by veth and a bridge. Everybody starts over ssh; Gloo, which has no launcher for this, by pmrun's. Invariant:
+when `run` returns or raises, nothing of the gang is left on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import peers
+from peers import HOME, PMRUN, Contender, python_of
+
+sys.path.append(str(peers.HERE.parent / "tests"))
+import machines
+
+NAMES = "abcd"
+INTERFACE = "eth0"
+TRANSPORTS = ("tcp", "zmq")
+BURST_BYTES = 128 << 10  # two of the largest packets that TCP hands to a veth, so that the rate is the limit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """So many nodes with so many ranks each; "2x4" in text."""
+
+    nodes: int
+    per_node: int
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        nodes, cross, per_node = text.partition("x")
+        if not (cross and nodes.isdigit() and per_node.isdigit() and 2 <= int(nodes) <= len(NAMES) and int(per_node)):
+            raise ValueError(f"{text!r}: a layout is NODESxRANKS, with 2 to {len(NAMES)} nodes, such as 2x4")
+        return cls(int(nodes), int(per_node))
+
+    def __str__(self) -> str:
+        return f"{self.nodes}x{self.per_node}"
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.per_node
+
+    @property
+    def hosts(self) -> str:
+        """The hosts with their numbers of ranks, as pmrun and Open MPI want them."""
+        return ",".join(f"{name}:{self.per_node}" for name in NAMES[: self.nodes])
+
+
+# ---- how each is started ----------------------------------------------------------------------------------
+
+
+def pmrun_command(layout: Layout, *options: str) -> tuple[str, ...]:
+    return (str(PMRUN), "--no-tag", "--hosts", layout.hosts, *options)
+
+
+def hydra_command(peer: str, layout: Layout) -> tuple[str, ...]:
+    hosts = ",".join(NAMES[: layout.nodes])
+    numbers = ("-ppn", str(layout.per_node), "-n", str(layout.ranks))
+    return (str(HOME / peer / "bin" / "mpiexec"), "-hosts", hosts, *numbers, "-iface", INTERFACE)
+
+
+def mpich_contenders(layout: Layout) -> list[Contender]:
+    """Over UCX's TCP between nodes, which it takes by itself once it is told the interface."""
+    env = {"UCX_NET_DEVICES": INTERFACE}
+    command, python = hydra_command("mpich", layout), (str(python_of("mpich")),)
+    return [Contender("MPICH", level, command, python, ("mpi", level), env) for level in ("multiple", "single")]
+
+
+def intel_contenders(layout: Layout) -> list[Contender]:
+    """Over libfabric's TCP; its defaults, and yielding at once, which is better where ranks share cores."""
+    env = {"I_MPI_FABRICS": "shm:ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": INTERFACE}
+    settings: dict[str, dict[str, str]] = {"default": {}, "yield": {"I_MPI_THREAD_YIELD": "3", "I_MPI_PIN": "0"}}
+    command, python = hydra_command("intel", layout), (str(python_of("intel")),)
+    return [
+        Contender("Intel MPI", variant, command, python, ("mpi", "multiple"), {**env, **more})
+        for variant, more in settings.items()
+    ]
+
+
+def openmpi_contenders(layout: Layout) -> list[Contender]:
+    """Yielding, as its polling ranks take each other's scheduler ticks otherwise."""
+    only = ("--mca", "btl_tcp_if_include", INTERFACE, "--prtemca", "prte_if_include", INTERFACE)
+    command = (
+        str(HOME / "openmpi" / "bin" / "mpirun"), "--host", layout.hosts, "-n", str(layout.ranks),
+        "--bind-to", "none", *only, "--mca", "mpi_yield_when_idle", "1",
+    )  # fmt: skip
+    env = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return [Contender("Open MPI", "yield", command, (str(python_of("openmpi")),), ("mpi", "multiple"), env)]
+
+
+def gloo_contenders(layout: Layout) -> list[Contender]:
+    env = {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
+    python = ("--", str(python_of("gloo")))
+    return [Contender("Gloo", INTERFACE, pmrun_command(layout), python, ("gloo", "-"), env)]
+
+
+def contenders(layout: Layout) -> list[Contender]:
+    """Return every contender in every variant that is worth a measurement."""
+    found = [
+        Contender("pmrun", name, pmrun_command(layout, "--transport", name), (), ("pmrun", "private"))
+        for name in TRANSPORTS
+    ]
+    makers = {"mpich": mpich_contenders, "intel": intel_contenders, "openmpi": openmpi_contenders}
+    for name, make in {**makers, "gloo": gloo_contenders}.items():
+        found += make(layout) if name in peers.available() else []
+    return found
+
+
+# ---- the machines -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened_cluster(folder: Path) -> Iterator[machines.Cluster]:
+    """Hold the machines, or end the benchmark with the reason why they cannot be made."""
+    reason = machines.why_not()
+    if reason:
+        raise SystemExit(f"bench_nodes: {reason}")
+    cluster = machines.Cluster(folder, NAMES)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def end_all(cluster: machines.Cluster) -> None:
+    """End what still runs on the machines."""
+    for machine in cluster.machines.values():
+        for pid in machine.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def shape(cluster: machines.Cluster, mbit: int) -> None:
+    """Limit what every machine can send and receive to so many Mbit/s; 0 takes the limits away."""
+    switch = cluster.switch
+    for name in NAMES:
+        for machine, device in ((cluster[name], INTERFACE), (switch, f"to-{name}")):
+            machine.run("tc", "qdisc", "del", "dev", device, "root")  # fails where there was no limit
+            if mbit:
+                limits = f"rate {mbit}mbit burst {BURST_BYTES} latency 50ms"
+                machine.run("tc", "qdisc", "add", "dev", device, "root", "tbf", *limits.split(), check=True)
+
+
+def run(cluster: machines.Cluster, contender: Contender, command: list[str], timeout_s: float) -> None:
+    """Run a gang from the first machine to its end; raise GangFailed where it fails or takes longer."""
+    try:
+        peers.run_gang(contender, cluster[NAMES[0]].inside(command), timeout_s)
+    finally:
+        end_all(cluster)
