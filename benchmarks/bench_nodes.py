@@ -3,8 +3,7 @@
 
 Steps, each of which can be chosen: "points", the collectives of bench_collectives.py on each layout of nodes × ranks;
 "shaped", allreduce and its overlap with computing on links of 1 Gbit/s and 200 Mbit/s; "start", whole commands over 4
-nodes × 2 ranks; "strangers", the step time of a running job while somebody who does not belong to it connects. A plain
-TCP connection is measured in each round of the first two. Output: JSON lines for bench_report.py. Invariant: as in
+nodes × 2 ranks. A plain TCP connection is measured in each round of the points of 2x1. Output: JSON lines for bench_report.py. Invariant: as in
 bench_collectives.py, a contender that fails is reported and left out of that round; nothing else is.
 
     python benchmarks/bench_nodes.py --quick --layouts 2x1 --only pmrun MPICH
@@ -28,9 +27,10 @@ from bench_collectives import add_run_arguments, machine, one_round, set_default
 from nodes import Layout, machines
 
 OUTPUT = peers.HERE.parent / "build" / "bench" / "nodes.jsonl"
-STEPS = ("points", "shaped", "start", "strangers")
+STEPS = ("points", "shaped", "start")
 LAYOUTS = tuple(Layout.parse(text) for text in ("2x1", "4x1", "2x2", "2x4"))
 RATES_MBIT = (1000, 200)
+SHAPED_SIZES = (4 << 20, 16 << 20)
 START_LAYOUT = Layout(4, 2)
 START_TIMEOUT_S = 30.0
 RAW_PORT = 7000
@@ -77,6 +77,7 @@ class Run:
 
     def __init__(self, cluster: machines.Cluster, folder: Path, file: TextIO, options: argparse.Namespace) -> None:
         self.cluster, self.file, self.options = cluster, file, options
+        self.folder = folder
         self.raw = build_raw(folder)
         self.failed = 0
 
@@ -90,6 +91,32 @@ class Run:
                 if layout == LAYOUTS[0]:
                     write_raw(self.file, place, measure_raw(self.cluster, self.raw, self.options))
                 self.failed += one_round(self.file, place, nodes.contenders(layout), self.options, self.gang)
+
+    def shaped(self) -> None:
+        """Allreduce alone and beside computing, on links that are the limit."""
+        sizes = self.options.sizes or SHAPED_SIZES
+        for mbit in RATES_MBIT:
+            nodes.shape(self.cluster, mbit)
+            for turn in range(self.options.rounds):
+                for contender in nodes.overlap_contenders(LAYOUTS[0]):
+                    if not self.options.only or contender.name in self.options.only:
+                        self.overlap(contender, {"kind": "overlap", "mbit": mbit, "round": turn}, list(sizes))
+        nodes.shape(self.cluster, 0)
+
+    def overlap(self, contender: peers.Contender, place: dict[str, Any], sizes: list[int]) -> None:
+        out = self.folder / "overlap.jsonl"
+        arguments = ["--out", str(out), "--rounds", str(self.options.loops), "--sizes", *map(str, sizes)]
+        command = contender.script(peers.HERE / "worker_overlap.py", *contender.binding, *arguments)
+        who = {"contender": contender.name, "variant": contender.variant}
+        try:
+            self.gang(contender, command, self.options.budget_s + self.options.grace_s)
+        except peers.GangFailed as error:
+            self.failed += 1
+            print(f"shaped: {error}", file=sys.stderr, flush=True)
+            return
+        for line in map(json.loads, out.read_text().splitlines()):
+            self.file.write(json.dumps({**place, **who, **line}) + "\n")
+            print(f"{place['mbit']} Mbit/s: {contender.name} ({contender.variant}): {line}", flush=True)
 
     def figure(self, what: str, who: str, values: list[float], failed: int) -> None:
         line = {"kind": "nodes figure", "what": what, "who": who, "unit": "s", "values": values, "failed": failed}

@@ -31,6 +31,9 @@ class Binding(Protocol):
     def operation(self, op: str, send: Floats, recv: Floats) -> Operation:
         """Return `op` on these arrays; for allreduce and broadcast they are one array."""
 
+    def start_allreduce(self, array: Floats) -> Operation:
+        """Start a sum in place; return what waits for it."""
+
     def maximum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the elementwise maximum over ranks."""
 
@@ -71,6 +74,10 @@ class Pmrun:
             "alltoall": lambda: world.alltoall(parts, out=rows),
         }
         return calls[op]
+
+    def start_allreduce(self, array: Floats) -> Operation:
+        wait: Operation = self.world.iallreduce(array, op="sum", out=array).wait
+        return wait
 
     def maximum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         result: npt.NDArray[np.float64] = self.world.allreduce(values, op="max")
@@ -114,6 +121,10 @@ class Mpi:
             "alltoall": lambda: comm.Alltoall(source, target),
         }
         return calls[op]
+
+    def start_allreduce(self, array: Floats) -> Operation:
+        wait: Operation = self.comm.Iallreduce(self.mpi.IN_PLACE, [array, self.mpi.FLOAT]).Wait
+        return wait
 
     def maximum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         result = np.empty_like(values)
@@ -159,6 +170,10 @@ class Gloo:
             "alltoall": lambda: dist.all_to_all_single(target, source),
         }
         return calls[op]
+
+    def start_allreduce(self, array: Floats) -> Operation:
+        wait: Operation = self.dist.all_reduce(self.torch.from_numpy(array), async_op=True).wait
+        return wait
 
     def maximum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         result = values.copy()

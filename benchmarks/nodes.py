@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import peers
@@ -113,6 +113,17 @@ def contenders(layout: Layout) -> list[Contender]:
     for name, make in {**makers, "gloo": gloo_contenders}.items():
         found += make(layout) if name in peers.available() else []
     return found
+
+
+def overlap_contenders(layout: Layout) -> list[Contender]:
+    """One variant of each, and MPICH with a thread of its own for progress, too."""
+    found = [contender for contender in contenders(layout) if contender.variant not in ("single", "yield")]
+    threaded = {"MPIR_CVAR_ASYNC_PROGRESS": "1"}
+    return found + [
+        replace(contender, variant="thread", env={**contender.env, **threaded})
+        for contender in found
+        if contender.name == "MPICH"
+    ]
 
 
 # ---- the machines -----------------------------------------------------------------------------------------

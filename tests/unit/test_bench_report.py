@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bench_report", "nodes", "peers", "points")
+MODULES = ("bench_report", "nodes", "peers", "points", "worker_overlap")
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +214,13 @@ def test_a_layout_is_started_alike_by_everybody(bench: dict[str, Any]) -> None:
     words = [found.command for make in makers for found in getattr(bench["nodes"], make)(layout)]
     for command in words:
         assert "a:4,b:4" in command or {"a,b", "-ppn", "4", "8"} <= set(command)
+
+
+@pytest.mark.parametrize(
+    ("alone", "computing", "both", "percent"),
+    [(1.0, 1.0, 2.0, 0.0), (1.0, 1.0, 1.0, 100.0), (1.0, 1.0, 1.2, 80.0), (2.0, 1.0, 2.5, 25.0), (1.0, 1.0, 9.0, 0.0)],
+)
+def test_overlap_is_what_imb_defines(
+    bench: dict[str, Any], alone: float, computing: float, both: float, percent: float
+) -> None:
+    assert bench["worker_overlap"].overlap_percent(alone, computing, both) == pytest.approx(percent)
