@@ -11,21 +11,25 @@ import argparse
 import json
 import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import peers
+from peers import MEMORIES, TRANSPORTS
 
-from pmrun.bench.points import COLLECTIVES, MEANING, human_bytes
+from pmrun.bench.points import COLLECTIVES, MEANING, human_bytes, rates
 from pmrun.launcher.bench.plot import draw
-from pmrun.launcher.bench.standings import Standings, geometric_mean
+from pmrun.launcher.bench.standings import Standings, by_size, geometric_mean, named, world_size
 
 RESULTS = peers.HERE / "RESULTS.md"
 PLOT = peers.HERE.parent / "docs" / "collectives.svg"
 INPUTS = peers.HERE.parent / "build" / "bench"
-MEMORIES = ("private", "library")
+MPI = ("MPICH", "Intel MPI", "Open MPI")
+PLAIN = "plain TCP"  # no contender but the floor under them
 
 Line = dict[str, Any]
+Variants = tuple[str, ...]  # of pmrun
 
 
 def measured_operations(data: Standings) -> list[str]:
@@ -58,74 +62,145 @@ def machine_section(machine: Line) -> list[str]:
     ]
 
 
-def summary_section(data: Standings) -> list[str]:
+def summary_section(data: Standings, variants: Variants = MEMORIES) -> list[str]:
     rows, lost = [], []
-    for memory in MEMORIES:
-        found = data.comparisons(memory)
+    for own in variants:
+        found = data.comparisons(own)
         if not found:
             continue
         ratios = [comparison.ratio for comparison in found.values()]
         behind = {point: comparison for point, comparison in found.items() if comparison.ratio < 1}
         mean, smallest = f"{geometric_mean(ratios):.2f}×", f"{min(ratios):.2f}×"
-        rows.append([memory, str(len(found)), mean, smallest, str(len(behind))])
-        for (op, ranks, size), comparison in behind.items():
+        rows.append([own, str(len(found)), mean, smallest, str(len(behind))])
+        for (op, world, size), comparison in behind.items():
             lost.append(
-                f"- {memory}: {op}, {ranks} ranks, {human_bytes(size)}: {microseconds(comparison.us)} µs against "
+                f"- {own}: {op}, {named(world)}, {human_bytes(size)}: {microseconds(comparison.us)} µs against "
                 f"{microseconds(comparison.best_us)} µs of {comparison.best_peer} "
                 f"({comparison.ratio:.2f}×, rounds {comparison.low:.2f}–{comparison.high:.2f})"
             )
     if not rows:
         return ["No point has both pmrun and a peer."]
-    head = ["arrays", "points", "geometric mean", "smallest ratio", "points lost"]
+    head = ["pmrun", "points", "geometric mean", "smallest ratio", "points lost"]
     return [*table(head, rows), "", "Points lost:" if lost else "No point is lost.", "", *lost]
 
 
-def means_section(data: Standings) -> list[str]:
-    """One geometric mean per operation, ranks and kind of memory."""
-    worlds = sorted({ranks for _, ranks, _ in data.points()})
+def means_section(data: Standings, variants: Variants = MEMORIES) -> list[str]:
+    """One geometric mean per operation, world and variant of pmrun."""
+    worlds = sorted({world for _, world, _ in data.points()}, key=by_size)
     rows = []
     for op in measured_operations(data):
         row = [op]
-        for memory in MEMORIES:
-            found = data.comparisons(memory)
-            for ranks in worlds:
-                ratios = [c.ratio for (name, world, _), c in found.items() if name == op and world == ranks]
+        for own in variants:
+            found = data.comparisons(own)
+            for world in worlds:
+                ratios = [c.ratio for (name, where, _), c in found.items() if name == op and where == world]
                 row.append(f"{geometric_mean(ratios):.2f}×" if ratios else "-")
         rows.append(row)
-    return table(["operation", *(f"{memory}, {ranks}" for memory in MEMORIES for ranks in worlds)], rows)
+    return table(["operation", *(f"{own}, {world}" for own in variants for world in worlds)], rows)
 
 
-def points_section(data: Standings) -> list[str]:
-    """Return one table per number of ranks with every point."""
+def points_section(data: Standings, variants: Variants = MEMORIES) -> list[str]:
+    """Return one table per world with every point."""
     names = sorted({name for point in data.points() for name in data.peers_best(point)})
     lines: list[str] = []
-    for ranks in sorted({ranks for _, ranks, _ in data.points()}):
+    for world in sorted({world for _, world, _ in data.points()}, key=by_size):
         rows = []
-        for point in (point for point in data.points() if point[1] == ranks):
+        for point in (point for point in data.points() if point[1] == world):
             row = [f"{point[0]} {human_bytes(point[2])}"]
             best = data.peers_best(point)
             row += [microseconds(best[name][0]) if name in best else "-" for name in names]
-            for memory in MEMORIES:
-                found = data.compare(point, memory)
+            for own in variants:
+                found = data.compare(point, own)
                 row.append(microseconds(found.us) if found else "-")
                 row.append(f"{found.ratio:.2f} ({found.low:.2f}–{found.high:.2f})" if found else "-")
             rows.append(row)
         head = ["µs", *names]
-        for memory in MEMORIES:
-            head += [f"pmrun {memory}", "ratio"]
-        lines += [f"### {ranks} ranks", "", *table(head, rows), ""]
+        for own in variants:
+            head += [f"pmrun {own}", "ratio"]
+        lines += [f"### {named(world)}", "", *table(head, rows), ""]
     return lines
 
 
-def figures_section(lines: list[Line]) -> list[str]:
+def figures_section(lines: list[Line], kind: str = "figure") -> list[str]:
     """Return the start and overhead figures: one row per (what, who), medians with spread."""
     rows = []
-    for line in (line for line in lines if line["kind"] == "figure"):
+    for line in (line for line in lines if line["kind"] == kind):
         values = line["values"]
         median = f"{statistics.median(values):.4g} {line['unit']}".strip() if values else "-"
         spread = f"{min(values):.4g}–{max(values):.4g}" if len(values) > 1 else "-"
         rows.append([line["what"], line["who"], median, spread, str(line.get("failed") or "-")])
     return table(["what", "who", "median", "spread", "hung or failed"], rows) if rows else []
+
+
+# ---- over several machines --------------------------------------------------------------------------------
+
+
+def groups_section(data: Standings) -> list[str]:
+    """Geometric mean, smallest ratio and points lost against Gloo, and against the best MPI."""
+    rows = []
+    for own in TRANSPORTS:
+        for who, among in (("Gloo", ("Gloo",)), ("best MPI", MPI)):
+            ratios = [comparison.ratio for comparison in data.comparisons(own, among).values()]
+            if ratios:
+                behind = [str(sum(ratio < bound for ratio in ratios)) for bound in (1, 0.8)]
+                mean, least = geometric_mean(ratios), min(ratios)
+                rows.append([f"{own} against {who}", str(len(ratios)), f"{mean:.2f}×", f"{least:.2f}×", *behind])
+    return table(["pmrun", "points", "geometric mean", "smallest ratio", "below 1", "below 0.8"], rows) if rows else []
+
+
+def plain_rows(lines: list[Line]) -> list[list[str]]:
+    """What a plain TCP connection did in the same run: medians over rounds."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for line in lines:
+        found[line["op"], line["bytes"]].append(statistics.median(line["loops_us"]))
+    rows = []
+    for (op, size), values in found.items():
+        us = statistics.median(values)
+        rate = f"{size / us / 1e3:.2f}" if op == "exchange" else "-"
+        rows.append([f"{op} of {human_bytes(size)}", microseconds(us), rate])
+    return rows
+
+
+def bus_gbit(line: Line) -> float:
+    """The rate at which the busiest link carried what was measured alone."""
+    found = rates(line["op"], line["bytes"], world_size(line["ranks"]), line["pure_us"] / 1e6)
+    return 8 * found[1] if found else 0.0
+
+
+def shaped_rows(lines: list[Line]) -> list[list[str]]:
+    """Bus bandwidth and overlap on limited links: medians over rounds, and their range."""
+    found: dict[tuple[int, int, str, str], list[Line]] = defaultdict(list)
+    for line in (line for line in lines if line["kind"] == "nodes overlap"):
+        found[line["mbit"], line["bytes"], line["contender"], line["variant"]].append(line)
+    rows = []
+    for (mbit, size, name, variant), measured in sorted(found.items(), key=lambda item: (-item[0][0], *item[0][1:])):
+        bus = statistics.median(map(bus_gbit, measured))
+        overlaps = [line["imb_percent"] for line in measured]
+        spread = f"{statistics.median(overlaps):.0f} % ({min(overlaps):.0f}–{max(overlaps):.0f})"
+        rows.append([f"{mbit} Mbit/s, {human_bytes(size)}, {name} ({variant})", f"{bus:.3f}", spread])
+    return rows
+
+
+def nodes_section(lines: list[Line]) -> list[str]:
+    """Everything that bench_nodes.py measured."""
+    points = [line for line in lines if line["kind"] == "nodes point"]
+    data = Standings((line for line in points if line["contender"] != PLAIN), "nodes point")
+    plain = plain_rows([line for line in points if line["contender"] == PLAIN])
+    shaped, figures = shaped_rows(lines), figures_section(lines, "nodes figure")
+    if not (points or shaped or figures):
+        return []
+    parts = ["", "## Over several machines", "", "Network namespaces of one machine, joined by veth and a bridge."]
+    if data.rounds:
+        parts += ["", *groups_section(data), "", *summary_section(data, TRANSPORTS)]
+        parts += ["", "Geometric means of the ratio to the best peer:", "", *means_section(data, TRANSPORTS)]
+    if plain:
+        parts += ["", "One plain TCP connection:", "", *table(["what", "µs", "GB/s each way"], plain)]
+    if shaped:
+        parts += ["", "On limited links, allreduce on 2 nodes, overlap as IMB-NBC defines it, with fixed compute:", ""]
+        parts += table(["link, bytes, who", "bus Gbit/s", "overlap"], shaped)
+    if figures:
+        parts += ["", *figures]
+    return [*parts, "", *points_section(data, TRANSPORTS)] if data.rounds else parts
 
 
 def page(lines: list[Line], data: Standings) -> str:
@@ -146,6 +221,7 @@ def page(lines: list[Line], data: Standings) -> str:
     figures = figures_section(lines)
     if figures:
         parts += ["", "## Start, overhead, memory", "", *figures]
+    parts += nodes_section(lines)
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -26,9 +26,7 @@ COMMANDS = {"pmrun": "pmrun", "MPICH": "mpiexec", "Open MPI": "mpirun", "Gloo": 
 
 def first_variants(ranks: int) -> list[peers.Contender]:
     """Return each launcher once; one core, so that every contender's oversubscribed form is taken."""
-    found: dict[str, peers.Contender] = {}
-    for contender in peers.contenders(ranks, cores=1):
-        found.setdefault(contender.name, contender)
+    found = peers.first_variants(peers.contenders(ranks, cores=1))
     return [found[name] for name in COMMANDS if name in found]
 
 

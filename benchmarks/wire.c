@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "plain_tcp.h"
 #include "transport/endpoint.h"
 
 #define ROUNDS     5
@@ -41,12 +42,6 @@ typedef struct shared {
 
 static shared *common;
 static uint8_t *out, *in;
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 /* Both ranks are here. */
 static void meet(void)
@@ -88,27 +83,6 @@ static int plain_pair(uint32_t rank)
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return fd;
-}
-
-static void plain_exchange(int fd, size_t bytes)
-{
-    size_t sent = 0, received = 0;
-    while (sent < bytes || received < bytes) {
-        ssize_t done = sent < bytes ? send(fd, out + sent, bytes - sent, MSG_DONTWAIT) : 0;
-        sent += done > 0 ? (size_t)done : 0;
-        if (sent < bytes) {
-            done = recv(fd, in + received, bytes - received, MSG_DONTWAIT);
-            received += done > 0 ? (size_t)done : 0;
-            struct pollfd waiting = {.fd = fd, .events = POLLOUT | (received < bytes ? POLLIN : 0)};
-            if (done < 0)
-                poll(&waiting, 1, 1000);
-        } else if (received < bytes) {
-            done = recv(fd, in + received, bytes - received, 0);
-            if (done <= 0)
-                fail("recv");
-            received += (size_t)done;
-        }
-    }
 }
 
 /* ---- an endpoint ---- */
@@ -215,7 +189,7 @@ static void measure(uint32_t rank, int fd, pmr_endpoint *endpoint, counted *coun
             if (endpoint)
                 endpoint_exchange(endpoint, counted, sizes[i]);
             else
-                plain_exchange(fd, sizes[i]);
+                plain_exchange(fd, out, in, sizes[i]);
         }
         double us = (double)(pmr_now_ns() - start_ns) / 1000 / count;
         if (rank == 0 && (best_us[i] == 0 || us < best_us[i]))

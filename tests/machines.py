@@ -128,15 +128,15 @@ class Cluster:
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
         _write_files(folder, names)
-        self._switch = Machine(folder, "switch", 250)
+        self.switch = Machine(folder, "switch", 250)
         self.machines: dict[str, Machine] = {}
         try:
-            self._switch.run("ip", "link", "add", "br0", "type", "bridge", check=True)
-            self._switch.run("ip", "link", "set", "br0", "up", check=True)
+            self.switch.run("ip", "link", "add", "br0", "type", "bridge", check=True)
+            self.switch.run("ip", "link", "set", "br0", "up", check=True)
             for number, name in enumerate(names):
                 self.machines[name] = Machine(folder, name, number)
                 self._plug(self.machines[name])
-            self._switch.ready()
+            self.switch.ready()
             for machine in self.machines.values():
                 machine.ready()
         except BaseException:
@@ -148,10 +148,10 @@ class Cluster:
 
     def _plug(self, machine: Machine) -> None:
         port = f"to-{machine.name}"
-        self._switch.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", check=True)
-        enter = ["nsenter", f"--target={self._switch.pid}", "--net", "--"]
+        self.switch.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", check=True)
+        enter = ["nsenter", f"--target={self.switch.pid}", "--net", "--"]
         subprocess.run([*enter, "ip", "link", "set", "eth0", "netns", str(machine.pid)], check=True)
-        self._switch.run("ip", "link", "set", port, "master", "br0", "up", check=True)
+        self.switch.run("ip", "link", "set", port, "master", "br0", "up", check=True)
         for words in (
             "link set lo up", "link set eth0 up", f"addr add {machine.address}/24 dev eth0",
             f"addr add {machine.address6}/64 dev eth0 nodad",
@@ -164,7 +164,7 @@ class Cluster:
             machine.until_quiet(timeout_s)
 
     def close(self) -> None:
-        for machine in [*self.machines.values(), self._switch]:
+        for machine in [*self.machines.values(), self.switch]:
             machine.close()
 
 

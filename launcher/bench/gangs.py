@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Contender:
         """The whole command line that measures a plan."""
         module = "pmrun.bench" if self.binding[0] == "pmrun" else ALIAS
         return [*self.command, *self.python, "-m", module, *self.binding, json.dumps(plan)]
+
+
+Run = Callable[[Contender, list[str], float], str]  # run_gang, or the like on other machines
 
 
 class GangFailed(Exception):
@@ -120,7 +123,7 @@ def run_gang(contender: Contender, command: list[str], timeout_s: float) -> str:
     return output
 
 
-def measured(contender: Contender, plan: Mapping[str, Any], timeout_s: float) -> list[Line]:
+def measured(contender: Contender, plan: Mapping[str, Any], timeout_s: float, run: Run = run_gang) -> list[Line]:
     """What one gang says of a plan, once it has ended well."""
-    output = run_gang(contender, contender.measuring(plan), timeout_s)
+    output = run(contender, contender.measuring(plan), timeout_s)
     return [line for line in map(parse, output.splitlines()) if line is not None]

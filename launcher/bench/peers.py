@@ -58,7 +58,8 @@ class Environments:
     def python(self, name: str) -> Path:
         return self.home / PEERS[name].folder / "bin" / "python"
 
-    def _program(self, name: str, program: str) -> str:
+    def program(self, name: str, program: str) -> str:
+        """A command of a peer's environment."""
         return str(self.python(name).with_name(program))
 
     def available(self) -> list[str]:
@@ -110,7 +111,7 @@ class Environments:
         makers = {"openmpi": self._openmpi, "mpich": self._mpich, "impi": self._intel, "gloo": self._gloo}
         return [contender for name in makers if name in names for contender in makers[name](ranks, cores)]
 
-    def _contender(
+    def contender(
         self, name: str, variant: str, command: Sequence[str], binding: tuple[str, str], added: dict[str, str]
     ) -> Contender:
         """A peer finds the ranks' part beside its environments, under another name and without pmrun."""
@@ -132,30 +133,30 @@ class Environments:
 
     def _openmpi(self, ranks: int, cores: int) -> list[Contender]:
         """With a core per rank: pinned, and unpinned with yielding. Oversubscribed: yielding, else a call takes ticks."""
-        mpirun = [self._program("openmpi", "mpirun"), "-n", str(ranks)]
+        mpirun = [self.program("openmpi", "mpirun"), "-n", str(ranks)]
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         flags = {"yield": ("--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")}
         if ranks <= cores:
             flags["pinned"] = ("--bind-to", "core")  # type: ignore[assignment]  # of another length
         return [
-            self._contender("openmpi", variant, [*mpirun, *more], ("mpi", "multiple"), root)
+            self.contender("openmpi", variant, [*mpirun, *more], ("mpi", "multiple"), root)
             for variant, more in flags.items()
         ]
 
     def _mpich(self, ranks: int, cores: int) -> list[Contender]:
         """Its shared-memory collectives need a thread level below "multiple"; oversubscribed they spin for whole ticks."""
-        command = [self._program("mpich", "mpiexec"), "-n", str(ranks)]
+        command = [self.program("mpich", "mpiexec"), "-n", str(ranks)]
         levels = ("multiple", "single") if ranks <= cores else ("multiple",)
-        return [self._contender("mpich", level, command, ("mpi", level), {}) for level in levels]
+        return [self.contender("mpich", level, command, ("mpi", level), {}) for level in levels]
 
     def _intel(self, ranks: int, cores: int) -> list[Contender]:
         """Its own defaults; yielding at once (I_MPI_THREAD_YIELD=3), better where ranks share cores; and unpinned."""
-        command = [self._program("impi", "mpiexec"), "-n", str(ranks)]
+        command = [self.program("impi", "mpiexec"), "-n", str(ranks)]
         settings: dict[str, dict[str, str]] = {"default": {}, "yield": {"I_MPI_THREAD_YIELD": "3"}}
         if ranks <= cores:
             settings["unpinned"] = {"I_MPI_PIN": "0"}
         return [
-            self._contender("impi", variant, command, ("mpi", "multiple"), {"I_MPI_FABRICS": "shm", **more})
+            self.contender("impi", variant, command, ("mpi", "multiple"), {"I_MPI_FABRICS": "shm", **more})
             for variant, more in settings.items()
         ]
 
@@ -168,4 +169,4 @@ class Environments:
             "--standalone",
             f"--nproc-per-node={ranks}",
         ]
-        return [self._contender("gloo", "lo", torchrun, ("gloo", "-"), {env.OMP_NUM_THREADS: "1"})]
+        return [self.contender("gloo", "lo", torchrun, ("gloo", "-"), {env.OMP_NUM_THREADS: "1"})]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pmrun.bench.points import MEANING, human_bytes
 from pmrun.errors import UsageError
-from pmrun.launcher.bench.standings import Standings
+from pmrun.launcher.bench.standings import Standings, World, by_size, named
 
 Curves = Mapping[str, list[tuple[int, float]]]
 
@@ -49,9 +49,9 @@ def draw(standings: Standings, target: Path) -> None:
     from matplotlib import pyplot
 
     panels = standings.curves()
-    worlds = sorted({ranks for _, ranks in panels})
-    operations = [op for op in MEANING if any((op, ranks) in panels for ranks in worlds)]
-    places = [(op, ranks) for op in operations for ranks in worlds]
+    worlds = sorted({world for _, world in panels}, key=by_size)
+    operations = [op for op in MEANING if any((op, world) in panels for world in worlds)]
+    places = [(op, world) for op in operations for world in worlds]
     columns = len(worlds) if len(worlds) > 1 else min(_BESIDE, len(places))
     rows = -(-len(places) // columns)
     high = 2.5 * rows + 0.9
@@ -80,8 +80,8 @@ def _legend(figure: Any, grid: Any) -> None:
         figure.legend(shown, ordered, loc="upper center", ncols=len(ordered), frameon=False, fontsize=9)
 
 
-def _frame(axes: Any, place: tuple[str, int]) -> None:
-    axes.set_title(f"{place[0]}, {place[1]} ranks", fontsize=9, loc="left", color="#222222")
+def _frame(axes: Any, place: tuple[str, World]) -> None:
+    axes.set_title(f"{place[0]}, {named(place[1])}", fontsize=9, loc="left", color="#222222")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

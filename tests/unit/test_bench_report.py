@@ -13,24 +13,34 @@ from typing import Any
 import pytest
 
 from pmrun.bench import points
-from pmrun.launcher.bench.gangs import Contender, GangFailed, run_gang
+from pmrun.launcher.bench.gangs import Contender, GangFailed, measured, run_gang
 from pmrun.launcher.bench.peers import PEERS, Environments
 from pmrun.launcher.bench.standings import Standings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bench_report", "peers")
+MODULES = ("bench_report", "nodes", "peers")
 
 
 @pytest.fixture(scope="module")
-def report() -> Iterator[Any]:
+def bench() -> Iterator[dict[str, Any]]:
     """The benchmarks are scripts that import each other by name, so their folder is on the path meanwhile."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        yield importlib.import_module("bench_report")
+        yield {name: importlib.import_module(name) for name in MODULES}
     finally:
         sys.path.remove(str(BENCHMARKS))
         for name in MODULES:
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def report(bench: dict[str, Any]) -> Any:
+    return bench["bench_report"]
+
+
+@pytest.fixture(scope="module")
+def nodes(bench: dict[str, Any]) -> Any:
+    return bench["nodes"]
 
 
 def line(contender: str, variant: str, loops_us: list[float], turn: int = 0, **place: Any) -> dict[str, Any]:
@@ -150,3 +160,85 @@ def test_a_gang_that_hangs_is_stopped() -> None:
     contender = Contender("Open MPI", "yield", (), (sys.executable,), ("mpi", "multiple"))
     with pytest.raises(GangFailed, match="took more than"):
         run_gang(contender, [sys.executable, "-c", "import signal; signal.pause()"], 0.2)
+
+
+def test_a_plan_is_measured_by_whoever_runs_the_gang() -> None:
+    contender = Contender("MPICH", "single", ("mpiexec",), ("python",), ("mpi", "single"))
+    asked = []
+
+    def elsewhere(contender: Contender, command: list[str], timeout_s: float) -> str:
+        asked.append((contender.name, command[:4], timeout_s))
+        return 'a library\'s greeting\n{"kind": "point", "op": "barrier"}\n'
+
+    assert measured(contender, {"operations": ["barrier"]}, 5.0, elsewhere) == [{"kind": "point", "op": "barrier"}]
+    assert asked == [("MPICH", ["mpiexec", "python", "-m", "pmrun_bench"], 5.0)]
+
+
+# ---- over several machines --------------------------------------------------------------------------------
+
+
+def node_line(contender: str, variant: str, us: float, **place: Any) -> dict[str, Any]:
+    return line(contender, variant, [us], **{"ranks": "2x4", **place}) | {"kind": "nodes point"}
+
+
+def test_layouts_are_ordered_by_their_ranks_and_kept_apart_from_one_machine() -> None:
+    lines = [
+        line("MPICH", "single", [8.0]),
+        *(node_line("MPICH", "single", 1.0, ranks=world) for world in ("2x4", "4x1", "2x1")),
+    ]
+    assert [world for _, world, _ in Standings(lines, "nodes point").points()] == ["2x1", "4x1", "2x4"]
+    assert Standings(lines).points() == [POINT]
+
+
+def test_gloo_and_the_best_mpi_are_counted_apart(report: Any) -> None:
+    lines = [
+        node_line("pmrun", "tcp", 10.0), node_line("Gloo", "eth0", 50.0),
+        node_line("MPICH", "single", 9.0), node_line("Intel MPI", "yield", 7.0),
+    ]  # fmt: skip
+    text = "\n".join(report.groups_section(Standings(lines, "nodes point")))
+    assert "| tcp against Gloo | 1 | 5.00× | 5.00× | 0 | 0 |" in text
+    assert "| tcp against best MPI | 1 | 0.70× | 0.70× | 1 | 1 |" in text
+    assert "zmq" not in text
+
+
+def test_points_over_machines_are_on_the_page_beside_those_of_one(report: Any) -> None:
+    lines = [
+        line("MPICH", "single", [2.0]), line("pmrun", "private", [1.0]),
+        node_line("MPICH", "single", 9.0), node_line("pmrun", "tcp", 10.0),
+    ]  # fmt: skip
+    page = report.page(lines, Standings(lines))
+    assert "### 2 ranks" in page
+    assert "### 2x4 nodes × ranks" in page
+    assert "- tcp: allreduce, 2x4 nodes × ranks, 8 B: 10.0 µs against 9.00 µs of MPICH" in page
+
+
+def test_the_floor_and_limited_links_are_on_the_page(report: Any) -> None:
+    plain = [
+        node_line("plain TCP", "-", us, turn=turn, op="exchange", bytes=1 << 20)
+        for turn, us in enumerate((500.0, 600.0))
+    ]
+    where = {"kind": "nodes overlap", "mbit": 1000, "ranks": "2x1", "contender": "pmrun", "variant": "tcp"}
+    shaped = [
+        {**where, "op": "iallreduce", "bytes": 4_000_000, "round": turn, "pure_us": 32_000.0, "imb_percent": percent}
+        for turn, percent in enumerate((80.0, 90.0, 100.0))
+    ]
+    text = report.page([*plain, *shaped], Standings([*plain, *shaped]))
+    assert "| exchange of 1 MiB | 550 | 1.91 |" in text
+    assert "| 1000 Mbit/s, 4000000 B, pmrun (tcp) | 1.000 | 90 % (80–100) |" in text
+
+
+@pytest.mark.parametrize("text", ["2", "x", "2x", "x2", "1x2", "5x1", "2x0", "2x-1", "axb"])
+def test_a_layout_that_cannot_be_is_refused(nodes: Any, text: str) -> None:
+    with pytest.raises(ValueError, match="a layout is NODESxRANKS"):
+        nodes.Layout.parse(text)
+
+
+def test_a_layout_is_started_alike_by_everybody(nodes: Any, tmp_path: Path) -> None:
+    layout = nodes.Layout.parse("2x4")
+    assert (str(layout), layout.ranks, layout.hosts) == ("2x4", 8, "a:4,b:4")
+    installed = Environments(tmp_path)
+    assert set(nodes.MAKERS) == set(PEERS)
+    for make in nodes.MAKERS.values():
+        for contender in make(installed, layout):
+            assert "a:4,b:4" in contender.command or {"a,b", "-ppn", "4", "8"} <= set(contender.command)
+            assert contender.env["PYTHONPATH"] == str(tmp_path / "modules")
