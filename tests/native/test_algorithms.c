@@ -378,12 +378,15 @@ static const node_layout LAYOUTS[] = {
 static int try_layouts(uint64_t seed)
 {
     int failed = 0;
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-    const uint32_t stride = 3, first = (uint32_t)(seed % stride); /* slow: others by another seed */
+    const uint32_t count = sizeof LAYOUTS / sizeof *LAYOUTS;
+#if defined(__SANITIZE_THREAD__)
+    const uint32_t stride = count, first = (uint32_t)(seed % count); /* slow: another one by another seed */
+#elif defined(__SANITIZE_ADDRESS__)
+    const uint32_t stride = 3, first = (uint32_t)(seed % stride);
 #else
     const uint32_t stride = 1, first = 0;
 #endif
-    for (uint32_t i = first; i < sizeof LAYOUTS / sizeof *LAYOUTS; i += stride) {
+    for (uint32_t i = first; i < count; i += stride) {
         node_layout layout = LAYOUTS[i];
         uint64_t own = seed + i;
         layout.transport = node_transport(own);

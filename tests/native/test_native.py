@@ -21,7 +21,7 @@ from pmrun import libzmq
 PROGRAMS = sorted(Path(__file__).parent.glob("test_*.c"))
 LIBRARIES = {"LIBZMQ": path} if (path := libzmq.find()) else {}
 SHORTER = {"test_reduce_op": ["6"]}  # where emulated: every 6th combination
-TIMEOUT_S = 300  # under a sanitizer on a busy machine; plain ones take seconds
+TIMEOUT_S = 550  # under a sanitizer on a busy machine; plain ones take seconds
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
