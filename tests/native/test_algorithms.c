@@ -380,7 +380,7 @@ static int try_layouts(uint64_t seed)
     int failed = 0;
     const uint32_t count = sizeof LAYOUTS / sizeof *LAYOUTS;
 #if defined(__SANITIZE_THREAD__)
-    const uint32_t stride = count, first = (uint32_t)(seed % count); /* slow: another one by another seed */
+    const uint32_t stride = count, first = 0; /* two ranks: eight on few CPUs outlive the alarm */
 #elif defined(__SANITIZE_ADDRESS__)
     const uint32_t stride = 3, first = (uint32_t)(seed % stride);
 #else
