@@ -281,11 +281,39 @@ class Gang:
         if len(self._over) < len(self._starts) or self._finished:
             return actions
         self._finished = True
+        if self.cause is None:
+            self.cause = self._untold()
         outcome = self._outcome()
         leave = [SendTo(to, wire.Leave(outcome.code)) for to in range(len(self._starts))]
         return [*actions, *leave, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
 
+    def _untold(self) -> Cause | None:
+        """Success is what every rank reported; agents that are done and left one out are not believed."""
+        for start in self._starts:
+            for rank in range(start.first_rank, start.first_rank + start.local_world_size):
+                if rank not in self._exits:
+                    text = f"the agent on {start.node_name} ended without telling how rank {rank} did"
+                    return Cause(Kind.AGENT, text, ExitCode.AGENT_LOST, rank=rank)
+        return None
+
+    def _origin(self, cause: Cause) -> Cause:
+        """Whom the blamed rank itself blames, and so on, now that all have told.
+
+        A rank of another node blames the one whose connection ended first, which may be a follower of the first.
+        """
+        seen = {cause.rank}
+        while cause.kind is Kind.RANK and (told := self._exits.get(cause.rank)) is not None:
+            if told.abort_state != window.ABORT_RANK_FAILED or told.abort_rank in seen:
+                break
+            if told.abort_rank not in self._exits:
+                break
+            seen.add(told.abort_rank)
+            cause = Cause(Kind.RANK, told.abort_text, cause.code, rank=told.abort_rank, witness=cause.rank)
+        return cause
+
     def _outcome(self) -> Outcome:
+        if self.cause is not None:
+            self.cause = self._origin(self.cause)
         names = tuple(start.node_name for start in self._starts)
         firsts = tuple(start.first_rank for start in self._starts)
         return Outcome(self._code(), self.cause, self._exits, names, firsts, tuple(self._survivors))

@@ -102,6 +102,8 @@ class Rendezvous:
 
     def on_hello(self, peer: int, hello: wire.Hello, now: float) -> list[Action]:
         """An agent is there."""
+        if any(guest.peer == peer for guest in self.guests()):
+            return []  # it said so before
         problem = self._problem(hello)
         if problem is not None:
             return self._refuse(peer, hello, problem)
