@@ -296,7 +296,7 @@ class AgentLoop:
             start = msgspec.structs.replace(start, command=own.command, cwd=own.cwd, env=own.env)
         self._start = start
         ranks = start.local_world_size
-        refusal = limits.refuse(ranks, self._groups)
+        refusal = limits.refuse(ranks, start.command[0], self._groups)
         if refusal is not None:
             self._refuse(refusal, ExitCode.USAGE)
             return
