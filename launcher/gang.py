@@ -161,9 +161,8 @@ class Gang:
             return []
         start = self._starts[node]
         alone = len(self._starts) == 1
-        how = "died" if alone else "is lost"
         rest = "every process that it had started was stopped" if alone else "its ranks end with it"
-        text = f"the agent on {start.node_name} {how} ({why}); {rest}"
+        text = f"the agent on {start.node_name} is lost ({why}); {rest}"
         cause = Cause(Kind.AGENT, text, ExitCode.AGENT_LOST, rank=start.first_rank)
         actions = self._end(cause, SETTLE_S, TERM_S, but=node)
         return self._node_over(node, [*actions, Sweep(node)])
