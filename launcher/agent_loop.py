@@ -59,8 +59,8 @@ class AgentLoop:
         self.end: tuple[str, int] = ("", ExitCode.OK)  # why it ended, if not in peace, and the gang's exit code
         self._machine = agent.Agent(place.hello)
         now = time.monotonic()
-        self._lease = Leases(now) if link.needs_lease else None
-        if self._lease is not None:
+        self._lease = Leases(now)
+        if link.needs_lease:
             self._lease.add(0, now)
         self._poller = Poller()
         self._inbox = SignalInbox((signal.SIGCHLD, signal.SIGTERM))
@@ -109,17 +109,22 @@ class AgentLoop:
         """How long nothing has to be done."""
         if not self._lost and self._link.pending():
             return 0.0
-        lease = self._lease.deadline() if self._lease is not None else None
+        lease = None if self._lost else self._lease.deadline()
         times = [self._machine.deadline(), self._store.deadline(), lease]
         deadline = min((at for at in times if at is not None), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _keep_lease(self, now: float) -> None:
-        if self._lease is None or self._lost:
+        if self._lost:
             return
         if self._lease.look(now):
             self._lose(f"no sign of life from the main node for {LEASE_S:g} s")
-        elif self._lease.beat_due(now):
+        else:
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        """What is queued already will be the sign of life: a controller that is stopped finds no heap of them."""
+        if self._lease.beat_due(now) and not self._link.backlog_bytes:
             self._link.send(wire.Beat())
 
     def _lose(self, why: str) -> None:
@@ -159,7 +164,7 @@ class AgentLoop:
         except LinkLost as error:
             self._lose(str(error))
             return
-        if messages and self._lease is not None:
+        if messages:
             self._lease.heard(0, now)
         for message in messages:
             if isinstance(message, wire.StoreReply):
@@ -176,7 +181,7 @@ class AgentLoop:
             self.end = (text, message.code)
         elif isinstance(message, wire.Refused):
             self.end = (message.text, message.code)
-        elif isinstance(message, wire.Signal) and self._lease is not None:
+        elif isinstance(message, wire.Signal):
             if message.number == signal.SIGSTOP:  # Ctrl-Z: pmrun stops too, until it says SIGCONT
                 self._lease.pause(now)
             elif message.number == signal.SIGCONT:
@@ -296,7 +301,7 @@ class AgentLoop:
             start = msgspec.structs.replace(start, command=own.command, cwd=own.cwd, env=own.env)
         self._start = start
         ranks = start.local_world_size
-        refusal = limits.refuse(ranks, self._groups)
+        refusal = limits.refuse(ranks, start.command[0], self._groups)
         if refusal is not None:
             self._refuse(refusal, ExitCode.USAGE)
             return
@@ -355,6 +360,7 @@ class AgentLoop:
             if process.stdin >= 0:
                 self._inputs[rank] = InputStream(process.stdin)
                 self._watch_input(rank, -1)
+            self._beat(time.monotonic())  # a thousand ranks take longer than a lease where the machine is loaded
         return None
 
     def _signal_ranks(self, number: int) -> None:

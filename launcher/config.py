@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pmrun import env
 from pmrun.errors import UsageError
@@ -21,8 +21,14 @@ from pmrun.launcher.options import OPTIONS, SET_BY_AGENT, check_name, suggestion
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pmrun.launcher.options import Option
+
 FILE_NAMES = ("pmrun.toml", "pyproject.toml")
 
+_KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "an array", dict: "a table",
+}  # fmt: skip
+_IN_A_TABLE = (str, int, float)  # how a program wants its true and false, nobody knows
 _SETTABLE = {option.name: option for option in OPTIONS if option.settable}
 _VARIABLES = {option.variable for option in _SETTABLE.values()}
 # Not options: what a rank has, which a pmrun inside it inherits, what a rank reads, and the build's switches.
@@ -62,7 +68,7 @@ def from_file(directory: str) -> list[Setting]:
         if option is None:
             raise UsageError(f"{path}: unknown key '{key}'{suggestion(key, list(_SETTABLE))}; see pmrun --help")
         origin = f"{path}: key '{key}'"
-        found += [Setting(option, text, origin) for text in _texts(value, option.repeatable, origin)]
+        found += [Setting(option, text, origin) for text in _texts(value, option, origin)]
     return found
 
 
@@ -113,18 +119,25 @@ def _parse(path: str, data: bytes) -> dict[str, object]:
         raise UsageError(f"{path} is not valid TOML: {reason}; correct the file") from None
 
 
-def _texts(value: object, repeatable: bool, origin: str) -> list[str]:
+def _texts(value: object, option: Option[Any], origin: str) -> list[str]:
     """A TOML value as the text, or texts, that the command line would have."""
-    if isinstance(value, bool):
-        return ["true" if value else "false"]
-    if isinstance(value, (str, int, float)):
-        return [str(value)]
-    if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
-        items = [str(item) for item in value]
-        return items if repeatable else [",".join(items)]
-    if repeatable and isinstance(value, dict) and all(isinstance(item, (str, int, float)) for item in value.values()):
-        return [f"{_checked(name, origin)}={item}" for name, item in value.items()]
-    raise UsageError(f"{origin}: a {type(value).__name__} does not fit here; write it as on the command line")
+    items = value if isinstance(value, list) and list in option.kinds else [value]
+    if isinstance(value, dict) and dict in option.kinds:
+        return [f"{_checked(name, origin)}={_text(item, _IN_A_TABLE, origin)}" for name, item in value.items()]
+    texts = [_text(item, option.kinds, origin) for item in items]
+    return texts if option.repeatable else [",".join(texts)]
+
+
+def _text(value: object, kinds: tuple[type, ...], origin: str) -> str:
+    """One value; its very type must be allowed, as a bool is an int to Python and not to the user."""
+    if type(value) not in kinds or isinstance(value, (list, dict)):
+        found = _KINDS.get(type(value), "a date or time")
+        raise UsageError(f"{origin}: {found} does not fit; it takes {_either([_KINDS[kind] for kind in kinds])}")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _checked(name: str, origin: str) -> str:

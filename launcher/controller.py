@@ -71,7 +71,7 @@ class Controller:
         self._start_by = now + job.start_timeout_s
         self._meeting = rendezvous.Rendezvous(fleet.seats, job.world_size, fleet.release, job.start_timeout_s, now)
         self._gang: gang.Gang | None = None
-        self._lease = Leases(now) if self._hub.needs_lease else None
+        self._lease = Leases(now)
         self._peers: list[int] = []  # by node, once they have met
         self._nodes: dict[int, int] = {}  # by peer; lost ones are not in it
         self._first_ranks: list[int] = []
@@ -137,7 +137,7 @@ class Controller:
             times += [
                 self._meeting.deadline(),
                 None if self._gang is None else self._gang.deadline(),
-                None if self._lease is None else self._lease.deadline(),
+                self._lease.deadline(),
                 None if self._store is None else self._store.deadline(),
             ]
         deadline = min((at for at in times if at is not None), default=None)
@@ -157,8 +157,7 @@ class Controller:
     def _on_hub(self, found: int) -> None:
         now = time.monotonic()
         for event in self._hub.receive():
-            if self._lease is not None:
-                self._lease.heard(event.peer, now)
+            self._lease.heard(event.peer, now)
             if event.message is None:
                 self._lose(event.peer, event.why)
             elif isinstance(event.message, wire.Hello):
@@ -167,8 +166,7 @@ class Controller:
                 self._on_message(self._nodes[event.peer], event, now)
 
     def _on_hello(self, peer: int, hello: wire.Hello, now: float) -> None:
-        if self._lease is not None:
-            self._lease.add(peer, now)
+        self._lease.add(peer, now)
         self._meet(self._meeting.on_hello(peer, hello, now))
 
     def _on_message(self, node: int, event: Event, now: float) -> None:
@@ -190,8 +188,7 @@ class Controller:
     def _lose(self, peer: int, why: str) -> None:
         """A connection is gone."""
         self._hub.drop(self._poller, peer)
-        if self._lease is not None:
-            self._lease.remove(peer)
+        self._lease.remove(peer)
         node = self._nodes.pop(peer, None)
         if node is None or self._gang is None:
             self._meeting.on_gone(peer)
@@ -210,12 +207,11 @@ class Controller:
             self._lose(self._peers[node], text)
 
     def _on_time(self, now: float) -> None:
-        if self._lease is not None:
-            for peer in self._lease.look(now):
-                self._lose(peer, f"no sign of life for {LEASE_S:g} s")
-            if self._lease.beat_due(now):
-                for peer in [*self._nodes] if self._gang else [guest.peer for guest in self._meeting.guests()]:
-                    self._hub.send(peer, wire.Beat())
+        for peer in self._lease.look(now):
+            self._lose(peer, f"no sign of life for {LEASE_S:g} s")
+        if self._lease.beat_due(now):
+            for peer in [*self._nodes] if self._gang else [guest.peer for guest in self._meeting.guests()]:
+                self._hub.send(peer, wire.Beat())
         if self._store is not None:
             self._store.on_tick(now)
         machine = self._gang if self._gang is not None else self._meeting
@@ -252,7 +248,7 @@ class Controller:
         if self._gang is not None:
             self._do(self._gang.on_suspend(True))
         # A message to another machine is sent by a thread of libzmq, which stops with this process.
-        self._stop_at = time.monotonic() + (0.0 if self._lease is None else _SENT_S)
+        self._stop_at = time.monotonic() + (_SENT_S if self._hub.sends_later else 0.0)
 
     def _stop_when_said(self, now: float) -> None:
         if self._stop_at is not None and now >= self._stop_at:
@@ -266,8 +262,7 @@ class Controller:
     def _meet(self, actions: list[rendezvous.Action]) -> None:
         for action in actions:
             if isinstance(action, rendezvous.Refuse):
-                if self._lease is not None:
-                    self._lease.remove(action.peer)
+                self._lease.remove(action.peer)
                 self._hub.send(action.peer, wire.Refused(action.text, ExitCode.START_FAILED))
             elif isinstance(action, rendezvous.Say):
                 self._display.say(f"pmrun: {action.text}\n")

@@ -8,11 +8,15 @@ from collections.abc import Iterable
 
 
 def signal_name(number: int) -> str:
-    """ "SIGKILL", or "signal 40" for one without a name."""
+    """ "SIGKILL"; a real-time signal counts from the nearer end, as in `kill -l`; "signal 32" has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"
+        first, last = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
+        if not first < number < last:
+            return f"signal {number}"
+        above, below = number - first, last - number
+        return f"SIGRTMIN+{above}" if above <= below else f"SIGRTMAX-{below}"
 
 
 def ended(status: int, oom: bool) -> str:

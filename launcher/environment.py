@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment of a rank, made from what its agent inherited, the job's own additions and its place.
 
-Pure functions over bytes. Invariant: what the user set for the number of threads and for buffering stays, and
-so does a meeting point for torch that the job itself names; the rest is about this gang and always replaced,
-so that a pmrun inside a pmrun is right too.
+Pure functions over bytes. Invariant: what the user set for the number of threads and for buffering stays, and so do a meeting point for
+torch and a time for the ranks to meet that the job itself names; the rest is about this gang and always
+replaced, so that a pmrun inside a pmrun is right too.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
         env.LAYOUT: ",".join(map(str, start.layout)),
         env.DATA_ADDRESS: start.data_address,
         env.TRANSPORT: start.transport,
+        env.JOIN_TIMEOUT: f"{start.start_timeout_s:g}",
         env.TORCH_MASTER_ADDR: start.peers[0],
         env.TORCH_MASTER_PORT: start.main_port,
         env.TORCH_WORLD_SIZE: start.world_size,
@@ -55,7 +56,7 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
         result.pop(name.encode(), None)
         if wanted:
             result[name.encode()] = b"1"
-    meeting = (env.TORCH_MASTER_ADDR.encode(), env.TORCH_MASTER_PORT.encode())
+    meeting = {name.encode() for name in (env.TORCH_MASTER_ADDR, env.TORCH_MASTER_PORT, env.JOIN_TIMEOUT)}
     result.update((name, value) for name, value in start.env if name in meeting)
     return result
 

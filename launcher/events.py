@@ -4,7 +4,7 @@
 Every object has "time" (seconds since the epoch) and "event"; the rest depends on the event:
 
     gang_starting   job_id, world_size
-    rank_started    rank, node, pid
+    rank_started    rank, node, pid: its process was made; always before its rank_exited
     gang_started    world_size: all ranks run their program
     rank_exited     rank, pid, status (exit code, or minus a signal), oom, stopped (true: pmrun had signalled it)
     first_cause     kind (rank, mismatch, start, signal, timeout, agent, output), rank (-1: none), text
@@ -29,6 +29,7 @@ class EventLog:
     def __init__(self, path: str | None) -> None:
         self._fd = -1
         self._encoder = msgspec.json.Encoder()
+        self._path = path
         if path is None:
             return
         try:
@@ -46,7 +47,7 @@ class EventLog:
             os.write(self._fd, line)
         except OSError as error:
             self.close()
-            return f"--json-events: {error.strerror}: the file ends here"
+            return f"--json-events: cannot write {self._path!r}: {error.strerror}; no more events are kept"
         return None
 
     def close(self) -> None:

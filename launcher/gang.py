@@ -122,6 +122,7 @@ class Gang:
         self._start_by: float | None = limits.start_by
         self._end_by = None if limits.timeout_s is None else now + limits.timeout_s
         self._started: set[int] = set()
+        self._noted: set[int] = set()  # ranks of which a note says that they started
         self._over: set[int] = set()
         self._exits: dict[int, wire.RankExited] = {}
         self._survivors: list[tuple[str, int]] = []
@@ -160,9 +161,8 @@ class Gang:
             return []
         start = self._starts[node]
         alone = len(self._starts) == 1
-        how = "died" if alone else "is lost"
         rest = "every process that it had started was stopped" if alone else "its ranks end with it"
-        text = f"the agent on {start.node_name} {how} ({why}); {rest}"
+        text = f"the agent on {start.node_name} is lost ({why}); {rest}"
         cause = Cause(Kind.AGENT, text, ExitCode.AGENT_LOST, rank=start.first_rank)
         actions = self._end(cause, SETTLE_S, TERM_S, but=node)
         return self._node_over(node, [*actions, Sweep(node)])
@@ -224,19 +224,26 @@ class Gang:
     def _on_started(self, node: int, message: wire.Started) -> list[Action]:
         self._started.add(node)
         start = self._starts[node]
-        actions: list[Action] = [
-            Note("rank_started", {"rank": start.first_rank + i, "node": start.node_name, "pid": pid})
-            for i, pid in enumerate(message.pids)
-        ]
+        actions: list[Action] = []
+        for rank, pid in enumerate(message.pids, start.first_rank):
+            actions += self._note_start(rank, pid)
         if len(self._started) == len(self._starts):
             self._start_by = None
             actions.append(Note("gang_started", {"world_size": start.world_size}))
         return actions
 
+    def _note_start(self, rank: int, pid: int) -> list[Action]:
+        """Once for each rank: one that is short-lived ends before its node can say that all have started."""
+        if rank in self._noted:
+            return []
+        self._noted.add(rank)
+        return [Note("rank_started", {"rank": rank, "node": self._name_of(rank), "pid": pid})]
+
     def _on_exited(self, exited: wire.RankExited) -> list[Action]:
         self._exits[exited.rank] = exited
         fields = {"rank": exited.rank, "pid": exited.pid, "status": exited.status, "oom": exited.oom}
-        actions: list[Action] = [Note("rank_exited", {**fields, "stopped": exited.sent_signal != 0})]
+        actions = self._note_start(exited.rank, exited.pid)
+        actions.append(Note("rank_exited", {**fields, "stopped": exited.sent_signal != 0}))
         if exited.status != 0 and self.cause is None:
             actions += self._end(self._failure(exited), SETTLE_S, TERM_S)
         return actions

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases: who has not been heard of for too long, by the clock of the one who listens.
 
-Both sides say something at least every `BEAT_S`; a peer that was silent for `LEASE_S` is lost. No clock is ever
-compared with another machine's. A listener that was away itself (stopped, starved, its machine asleep) has heard
-nobody, and gives everybody that time again. Sans-I/O. Invariant: a peer that beats in time is never lost, however
+Both sides say something at least every `BEAT_S`; a peer that was silent for `LEASE_S` is lost, on this machine too,
+where it may be stopped or hang. No clock is ever compared with another machine's. A listener that was away itself
+(stopped, starved, its machine asleep) has heard nobody, and gives everybody that time again. Sans-I/O. Invariant: a peer that beats in time is never lost, however
 late the listener looks.
 """
 
@@ -53,7 +53,7 @@ class Leases:
         away = now - self._looked
         self._looked = now
         if away > _AWAY_S:
-            self._heard = {peer: at + away for peer, at in self._heard.items()}
+            self._heard = {peer: min(at + away, now) for peer, at in self._heard.items()}
         if self._paused_at is not None:
             return []
         late = [peer for peer, at in self._heard.items() if now - at >= LEASE_S]

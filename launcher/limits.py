@@ -8,6 +8,7 @@ Each refusal is one line: what is missing, how much, what to do. Invariant: noth
 from __future__ import annotations
 
 import os
+import re
 import resource
 from typing import Final
 
@@ -16,14 +17,17 @@ from pmrun.window import RANKS_MAX
 
 FILES_PER_RANK: Final = 4  # the agent's ends of stdin, stdout, stderr and the store
 FILES_OTHER: Final = 32
-BYTES_PER_RANK: Final = 2 << 20  # what even a tiny program and its page tables need
+# What a rank needs for itself alone, with its page tables: less would refuse gangs that run.
+BYTES_PER_RANK: Final = 2 << 20  # of a tiny program
+BYTES_PER_PYTHON: Final = 5 << 20  # of an interpreter that has not imported anything yet
+_PYTHON = re.compile(rb"(python|pypy)[0-9.]*[a-z]?")
 
 
-def refuse(ranks: int, groups: ControlGroups) -> str | None:
-    """Why `ranks` ranks cannot run here, or None."""
+def refuse(ranks: int, command: bytes, groups: ControlGroups) -> str | None:
+    """Why `ranks` ranks of `command` (its first word) cannot run here, or None."""
     if ranks > RANKS_MAX:
         return f"{ranks} ranks on one node: the most is {RANKS_MAX}; use more nodes"
-    return _refuse_files(ranks) or _refuse_processes(ranks, groups) or _refuse_memory(ranks, groups)
+    return _refuse_files(ranks) or _refuse_processes(ranks, groups) or _refuse_memory(ranks, command, groups)
 
 
 def raise_open_files(ranks: int) -> tuple[int, int] | None:
@@ -83,18 +87,17 @@ def _own_threads() -> int:
     return count
 
 
-def _refuse_memory(ranks: int, groups: ControlGroups) -> str | None:
-    needed = ranks * BYTES_PER_RANK
+def _refuse_memory(ranks: int, command: bytes, groups: ControlGroups) -> str | None:
+    python = _PYTHON.fullmatch(os.path.basename(command)) is not None
+    needed = ranks * (BYTES_PER_PYTHON if python else BYTES_PER_RANK)
     available = _available()
     left = groups.memory_left()
     if left is not None:
         available = min(available, left)
     if needed <= available:
         return None
-    return (
-        f"{ranks} ranks need at least {needed >> 20} MiB of memory, {available >> 20} MiB are available: "
-        "start fewer ranks"
-    )
+    whose = f"{ranks} ranks of Python" if python else f"{ranks} ranks"
+    return f"{whose} need at least {needed >> 20} MiB of memory, {available >> 20} MiB are available: start fewer ranks"
 
 
 def _available() -> int:

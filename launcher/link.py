@@ -31,7 +31,7 @@ class Link(Protocol):
     """An agent's end of the conversation with its controller."""
 
     backlog_bytes: int
-    needs_lease: bool  # whether a peer that is gone may go unnoticed
+    needs_lease: bool  # whether a controller that is gone may go unnoticed
 
     def watch(self, poller: Poller, handler: Handler) -> None:
         """Have `handler` called when `receive` may have something to do; call before each wait."""
@@ -63,7 +63,7 @@ class Event(NamedTuple):
 class Hub(Protocol):
     """The controller's ends of the links to all agents. Peers are numbered as the hub likes."""
 
-    needs_lease: bool
+    sends_later: bool  # whether a thread of this process sends what was queued
 
     def watch(self, poller: Poller, handler: Handler) -> None:
         """As a Link's."""
@@ -183,7 +183,7 @@ class SocketLink:
 class SocketHub:
     """The controller's end of the one link to an agent on this machine; its peer is 0."""
 
-    needs_lease = False
+    sends_later = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._link = SocketLink(sock)

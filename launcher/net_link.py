@@ -165,7 +165,7 @@ class _Peer:
 class NetHub:
     """The controller's end: bound to given addresses, open to the nodes of one job."""
 
-    needs_lease = True
+    sends_later = True
 
     def __init__(self, secret: bytes, num_nodes: int, binds: list[tuple[str, int]]) -> None:
         """Listen on each (address, port); port 0 takes a free one, told in `endpoints`. Raises OSError."""

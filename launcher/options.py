@@ -33,6 +33,8 @@ SET_BY_AGENT = (
 )  # fmt: skip
 _RANKS_MAX = 1_000_000  # a bound for ranges like 0-999999999, which would be spelled out in memory
 TRANSPORTS = ("auto", "tcp", "zmq")
+_WHOLE = (int, str)
+_TIME = (int, float, str)
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -50,13 +52,15 @@ class Option(Generic[T]):
         Values (tuples) add up over all places instead of replacing each other.
     settable : bool
         May come from the environment and the configuration file.
+    kinds : tuple of type
+        What its value may be in the configuration file; with `list`, also an array of the others.
     complete : str
         What a shell offers for the value: "file", "dir", or words separated by spaces.
     """
 
     __slots__ = (
-        "complete", "default", "flag", "group", "metavar", "name", "negatable", "parse", "repeatable", "settable",
-        "short", "text",
+        "complete", "default", "flag", "group", "kinds", "metavar", "name", "negatable", "parse", "repeatable",
+        "settable", "short", "text",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +77,7 @@ class Option(Generic[T]):
         negatable: bool = False,
         repeatable: bool = False,
         settable: bool = True,
+        kinds: tuple[type, ...] = (str,),
         complete: str = "",
     ) -> None:
         self.name = name
@@ -86,6 +91,7 @@ class Option(Generic[T]):
         self.negatable = negatable
         self.repeatable = repeatable
         self.settable = settable
+        self.kinds = (bool,) if flag else kinds
         self.complete = complete
 
     @property
@@ -262,7 +268,7 @@ OUTPUT = "Input and output"
 OTHER = "Other"
 
 RANKS: Option[int | None] = Option(
-    "n", parse_count, None, short="n", metavar="N", group=START, complete="auto",
+    "n", parse_count, None, short="n", metavar="N", group=START, complete="auto", kinds=_WHOLE,
     text="how many ranks; 'auto' (default): the CPUs of the affinity mask and cgroup quota",
 )  # fmt: skip
 BACKEND: Option[str | None] = Option(
@@ -270,7 +276,7 @@ BACKEND: Option[str | None] = Option(
     text="where the job runs: local (this machine; default), ssh (with --hosts), by_hand (with --nnodes)",
 )  # fmt: skip
 HOSTS: Option[Hosts | None] = Option(
-    "hosts", parse_host_list, None, metavar="A:8,B:8", group=MACHINES,
+    "hosts", parse_host_list, None, metavar="A:8,B:8", group=MACHINES, kinds=(str, list),
     text="run on these hosts by ssh, with so many ranks on each at most; those without a number share the rest",
 )  # fmt: skip
 HOSTFILE: Option[str | None] = Option(
@@ -282,7 +288,7 @@ SSH = Option(
     text="the ssh client and options for it, as in 'ssh -p 2222'; default: ssh",
 )  # fmt: skip
 NNODES: Option[int | None] = Option(
-    "nnodes", parse_nodes, None, metavar="N", group=MACHINES,
+    "nnodes", parse_nodes, None, metavar="N", group=MACHINES, kinds=_WHOLE,
     text="the job has so many nodes, and this command is given on each of them; -n is for all together",
 )  # fmt: skip
 NODE_RANK: Option[int | None] = Option(
@@ -323,7 +329,7 @@ BIND_TO: Option[str | None] = Option(
     text="core: keep each rank on cores of its own; default: what --map-by says",
 )  # fmt: skip
 ENV: Option[EnvPairs] = Option(
-    "env", parse_env, (), short="x", metavar="NAME[=VALUE]", group=RUNNING, repeatable=True,
+    "env", parse_env, (), short="x", metavar="NAME[=VALUE]", group=RUNNING, repeatable=True, kinds=(str, list, dict),
     text="set a variable for the ranks, or hand on the one that is set here; may be repeated",
 )  # fmt: skip
 CWD: Option[str | None] = Option(
@@ -331,15 +337,15 @@ CWD: Option[str | None] = Option(
     text="run in this directory; the script is looked up there too",
 )  # fmt: skip
 TIMEOUT: Option[float | None] = Option(
-    "timeout", parse_duration_above_zero, None, metavar="TIME", group=RUNNING,
+    "timeout", parse_duration_above_zero, None, metavar="TIME", group=RUNNING, kinds=_TIME,
     text="stop the job after this long, exit code 124; default: no limit",
 )  # fmt: skip
 START_TIMEOUT = Option(
-    "start-timeout", parse_duration_above_zero, 60.0, metavar="TIME", group=RUNNING,
+    "start-timeout", parse_duration_above_zero, 60.0, metavar="TIME", group=RUNNING, kinds=_TIME,
     text="how long starting all ranks may take; default: 60s",
 )  # fmt: skip
 GRACE = Option(
-    "grace", parse_duration, 5.0, metavar="TIME", group=RUNNING,
+    "grace", parse_duration, 5.0, metavar="TIME", group=RUNNING, kinds=_TIME,
     text="how long ranks may take to end after they were asked to; default: 5s",
 )  # fmt: skip
 TAG = Option(
@@ -351,7 +357,7 @@ TIMESTAMP = Option(
     text="begin each line with the time; default: no",
 )  # fmt: skip
 ONLY_RANKS: Option[Ranks | None] = Option(
-    "only-ranks", parse_rank_set, None, metavar="0,2-4", group=OUTPUT,
+    "only-ranks", parse_rank_set, None, metavar="0,2-4", group=OUTPUT, kinds=(int, str, list),
     text="show the output of these ranks only; default: all",
 )  # fmt: skip
 OUTPUT_DIR: Option[str | None] = Option(
@@ -359,7 +365,7 @@ OUTPUT_DIR: Option[str | None] = Option(
     text="also write each rank's output to files in this directory",
 )  # fmt: skip
 STDIN: Option[int | str] = Option(
-    "stdin", parse_stdin, 0, metavar="RANK|all|none", group=OUTPUT, complete="0 all none",
+    "stdin", parse_stdin, 0, metavar="RANK|all|none", group=OUTPUT, complete="0 all none", kinds=_WHOLE,
     text="who reads what you type or pipe in; default: rank 0",
 )  # fmt: skip
 JSON_EVENTS: Option[str | None] = Option(

@@ -274,6 +274,24 @@ cdef int abandoned_reap() except -1:
     return 0
 
 
+cdef list requests_of(object requests, str function, bint none_allowed):
+    """What was passed, as a list of Requests and, where they are allowed, None."""
+    cdef list held
+    cdef Py_ssize_t index
+    cdef str also = " or None" if none_allowed else ""
+    if isinstance(requests, Request):
+        raise TypeError(f"{function} takes a list of Requests, not one alone: pass [request], or call request.wait()")
+    try:
+        held = list(requests)
+    except TypeError:
+        raise TypeError(f"{function} takes a list of Requests, not {type(requests).__name__}") from None
+    for index in range(len(held)):
+        if not (isinstance(held[index], Request) or none_allowed and held[index] is None):
+            raise TypeError(f"{function} waits for Requests{also}, as the i... operations return them; "
+                            f"item {index} is {type(held[index]).__name__}")
+    return held
+
+
 def wait_all(requests, timeout=None):
     """Wait until all operations are over.
 
@@ -289,10 +307,9 @@ def wait_all(requests, timeout=None):
         Their results, in the order of `requests`. The first failure is raised, after all before it completed.
     """
     cdef int64_t limit_ns = nanoseconds_of(timeout)
-    if limit_ns == PMR_FOREVER:
-        return [(<Request?>request).wait() for request in list(requests)]
-    end = monotonic() + limit_ns / 1e9
-    return [(<Request?>request).wait(max(0.0, end - monotonic())) for request in list(requests)]
+    cdef list held = requests_of(requests, "wait_all", False)
+    cdef double end = monotonic() + limit_ns / 1e9
+    return [request.wait(None if limit_ns == PMR_FOREVER else max(0.0, end - monotonic())) for request in held]
 
 
 def wait_any(requests, timeout=None):
@@ -312,7 +329,7 @@ def wait_any(requests, timeout=None):
     """
     global inside
     cdef int64_t limit_ns = nanoseconds_of(timeout)
-    cdef list held = list(requests)
+    cdef list held = requests_of(requests, "wait_any", True)
     cdef size_t count = <size_t>len(held)
     cdef size_t index, found = 0
     cdef pmr_request **handles
@@ -320,7 +337,7 @@ def wait_any(requests, timeout=None):
     cdef pmr_status status
     cdef double end = monotonic() + limit_ns / 1e9
     for index in range(count):
-        if held[index] is not None and (<Request?>held[index]).poll():
+        if held[index] is not None and (<Request>held[index]).poll():
             return index
     if all([request is None for request in held]):
         raise errors.UsageError("wait_any has no request to wait for: pass at least one that is not None")

@@ -96,8 +96,13 @@ uint32_t pmr_net_ranks(const pmr_net *net)
 
 pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error *error)
 {
-    if (net->connected)
+    if (net->addresses)
         return pmr_fail(error, PMR_ERR_ARGUMENT, "the network is connected already");
+    net->addresses = calloc(net->nodes, sizeof *net->addresses);
+    if (!net->addresses)
+        return pmr_fail(error, PMR_ERR_NO_MEMORY, "out of memory for a network of %u nodes", net->nodes);
+    for (uint32_t node = 0; node < net->nodes; node++)
+        snprintf(net->addresses[node], sizeof *net->addresses, "%s", addresses[net->first_rank[node]]);
     pmr_status status = net->endpoint->ops->connect(net->endpoint, addresses, error);
     net->connected = status == PMR_OK;
     return status;
@@ -108,6 +113,7 @@ void pmr_net_close(pmr_net *net, int64_t timeout_ns)
     if (!net || net->process != getpid())
         return;
     pmr_endpoint_close(net->endpoint, pmr_deadline_ns(timeout_ns));
+    free(net->addresses);
     free(net);
 }
 

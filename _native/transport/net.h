@@ -17,6 +17,7 @@ struct pmr_net {
     uint32_t rank, ranks;
     uint32_t node, nodes;
     bool connected;
+    char (*addresses)[PMR_ADDRESS_BYTES]; /* of each node's first rank, once connected; for messages */
     int32_t process;       /* the one that opened it; a child made by fork has no part in it */
     uint32_t first_rank[]; /* nodes + 1 */
 };

@@ -19,7 +19,7 @@
 
 #define PROBE_BYTES 65536u
 #define PROBE_LANE  1u
-#define NAMED_MAX   8u
+#define NAMED_MAX   4u
 
 typedef struct probe {
     pmr_net *net;
@@ -77,18 +77,23 @@ static void send_from(pmr_net *net, uint32_t *next)
 
 static pmr_status name_missing(const probe *self, int64_t timeout_ns, pmr_error *error)
 {
-    char nodes[16 * NAMED_MAX] = "";
+    const pmr_net *net = self->net;
+    char nodes[NAMED_MAX * (24 + PMR_ADDRESS_BYTES)] = "";
     uint32_t named = 0;
-    for (uint32_t node = 0; node < self->net->nodes; node++) {
-        if (node == self->net->node || self->heard[node] || ++named > NAMED_MAX)
+    for (uint32_t node = 0; node < net->nodes; node++) {
+        if (node == net->node || self->heard[node] || ++named > NAMED_MAX)
             continue;
         size_t used = strlen(nodes);
-        snprintf(nodes + used, sizeof nodes - used, "%s%u", named > 1 ? ", " : "", node);
+        snprintf(nodes + used, sizeof nodes - used, "%snode %u (%s)", named > 1 ? ", " : "", node, net->addresses[node]);
     }
+    if (!named)
+        return pmr_fail(error, PMR_ERR_STALLED, "the data of node %u (%s) did not leave it within %.3g s", net->node,
+                        net->addresses[net->node], (double)timeout_ns / 1e9);
     return pmr_fail(error, PMR_ERR_STALLED,
-                    "no data came to node %u from node %s%s within %.3g s: does a firewall, or an MTU that is too large, "
+                    "no data came to node %u (%s) from %s%s within %.3g s: does a firewall, or an MTU that is too large, "
                     "stand between them?",
-                    self->net->node, nodes, named > NAMED_MAX ? ", ..." : "", (double)timeout_ns / 1e9);
+                    net->node, net->addresses[net->node], nodes, named > NAMED_MAX ? ", ..." : "",
+                    (double)timeout_ns / 1e9);
 }
 
 static pmr_status run(probe *self, int64_t timeout_ns, pmr_error *error)

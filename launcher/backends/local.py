@@ -82,7 +82,7 @@ class Backend:
     def dry_run(self, job: Job) -> dict[str, object]:
         """What would be started, by rank; UsageError where the agent would refuse it."""
         groups = ControlGroups()
-        refusal = limits.refuse(job.world_size, groups)
+        refusal = limits.refuse(job.world_size, os.fsencode(job.command[0]), groups)
         if refusal is not None:
             raise UsageError(refusal)
         node = place_local(job, node_name())

@@ -33,7 +33,9 @@ KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (t
 SINGLE_COPY = "PMRUN_SINGLE_COPY"  # bytes from which on a rank reads another's memory by process_vm_readv; "0": never
 COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
 FOREIGN = "PMRUN_FOREIGN"  # "0": not a rank, whatever launcher's variables are there (mpirun, torchrun, srun, ...)
-JOIN_TIMEOUT = "PMRUN_JOIN_TIMEOUT"  # seconds for all ranks of another launcher to call pm.init(); default: 60
+# Seconds for ranks to find each other: those of another launcher from pm.init() on (default: 60), those of several nodes
+# until data came through (default: --start-timeout).
+JOIN_TIMEOUT = "PMRUN_JOIN_TIMEOUT"
 
 # ---- what other programs expect: torch's names always, the last two only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"

@@ -85,7 +85,7 @@ class RankFailed(CollectiveError):
 
 class CollectiveMismatch(CollectiveError):
     """Ranks called different operations (or dtype, count, root, order). Raised on every rank; the text names
-    both calls and both call sites. No data was touched."""
+    both calls and both call sites. No rank took data from one whose call differs."""
 
 
 class CollectiveTimeout(CollectiveError, TimeoutError):

@@ -231,3 +231,15 @@ def _below(environ: Environ, launcher: str, name: str, bound: str) -> int:
 
 def _hint() -> str:
     return f": start the program with it again, or set {env.FOREIGN}=0 to run alone"
+
+
+def join_timeout_s(environ: Environ) -> float:
+    """How long ranks wait until all of them are there; UsageError where the variable is no time."""
+    text = environ.get(env.JOIN_TIMEOUT, "60")
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = -1.0
+    if not 0 < timeout_s < 1e6:
+        raise UsageError(f"{env.JOIN_TIMEOUT}={text!r} is no number of seconds above 0")
+    return timeout_s

@@ -26,9 +26,8 @@ import msgspec
 
 from pmrun import env, store_wire, window
 from pmrun.errors import ForkedError, LaunchError, UsageError
-from pmrun.foreign import Placement
+from pmrun.foreign import Placement, join_timeout_s
 
-JOIN_TIMEOUT_S: Final = 60.0
 STEWARD: Final = "pmrun.launcher.steward"  # run by name: the launcher is no part of what a rank imports
 _GRACE_S: Final = 5.0  # for the steward's answer, beyond its own deadline
 _AGAIN_S: Final = 0.01
@@ -92,7 +91,7 @@ def meet(placement: Placement) -> Met:
                 )
             if placement.world_size > window.RANKS_MAX:
                 raise UsageError(f"{placement.world_size} ranks on one machine: the most is {window.RANKS_MAX}")
-            _met = _join(placement, _timeout_s())
+            _met = _join(placement, join_timeout_s(os.environ))
             _met_pid = os.getpid()
         return _met
 
@@ -250,14 +249,3 @@ def _launcher_process(mark: str) -> str:
         if not marked or parent <= 0:
             return f"{pid}/{int(fields[19])}"
         pid = parent
-
-
-def _timeout_s() -> float:
-    text = os.environ.get(env.JOIN_TIMEOUT, str(JOIN_TIMEOUT_S))
-    try:
-        timeout_s = float(text)
-    except ValueError:
-        timeout_s = -1.0
-    if not 0 < timeout_s < 1e6:
-        raise UsageError(f"{env.JOIN_TIMEOUT}={text!r} is no number of seconds above 0")
-    return timeout_s

@@ -13,14 +13,14 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pmrun import env, libzmq
+from pmrun import env, foreign, libzmq
 from pmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from pmrun._native import Net
 
 TRANSPORTS: Final = {"auto": "tcp"}  # what stands for others
-CONNECT_TIMEOUT_S: Final = 60.0
+_START_APART_S: Final = 60.0  # ranks import what they need before they come here, some much longer than others
 
 
 class Exchange(Protocol):
@@ -80,6 +80,7 @@ def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int])
     sizes : list of int
         Ranks of each node.
     """
+    timeout_s = foreign.join_timeout_s(os.environ)
     wanted = os.environ.get(env.TRANSPORT, "auto")
     address = os.environ.get(env.DATA_ADDRESS, "")
     if not address:
@@ -98,9 +99,9 @@ def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int])
     )
     try:
         exchange.publish(rank, net.address)
-        net.connect(exchange.collect(sum(sizes), CONNECT_TIMEOUT_S))
-        net.probe(CONNECT_TIMEOUT_S)
+        net.connect(exchange.collect(sum(sizes), max(timeout_s, _START_APART_S)))
+        net.probe(timeout_s)
     except BaseException:
-        net.close()
+        net.close(0)  # what is queued does not get through either
         raise
     return net

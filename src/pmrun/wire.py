@@ -57,6 +57,7 @@ class Start(_Message, frozen=True, tag="start"):
     transport: str = "auto"
     reproducible: bool = False
     encrypt: bool = False
+    start_timeout_s: float = 60.0  # also for the ranks to find each other
 
 
 class Signal(_Message, frozen=True, tag="signal"):

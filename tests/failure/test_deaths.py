@@ -130,7 +130,19 @@ def test_agent_killed(launch):
     os.kill(job.agent(), signal.SIGKILL)
     rc, _, err = job.finish()
     assert rc == 76
-    assert "agent on" in err.decode() and "died" in err.decode()
+    assert f"the agent on {os.uname().nodename} is lost (" in err.decode()
+    job.assert_nothing_left(0)
+
+
+def test_agent_stopped(launch):
+    """It cannot end its ranks, and its socket stays open: silence alone tells, and the controller does its work."""
+    job = launch([PYTHON, "-c", DAEMON + READY], 2)
+    job.read_until(2)
+    os.kill(job.agent(), signal.SIGSTOP)
+    rc, _, err = job.finish()
+    assert rc == 76
+    line = f"pmrun: the agent on {os.uname().nodename} is lost (no sign of life for 10 s); every process that it had"
+    assert line in err.decode()
     job.assert_nothing_left(0)
 
 

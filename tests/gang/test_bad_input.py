@@ -80,6 +80,10 @@ attempt("color", lambda: w.split("red"))
 attempt("free the world", lambda: w.free())
 attempt("no request", lambda: pm.wait_any([]))
 attempt("not a request", lambda: pm.wait_all([3]))
+attempt("none to wait for", lambda: pm.wait_all([None], 1))
+attempt("not any request", lambda: pm.wait_any([None, "x"]))
+attempt("no list of requests", lambda: pm.wait_any(3))
+attempt("one request", lambda: pm.wait_all(w.ibarrier()))
 attempt("make a communicator", lambda: pm.Communicator())
 attempt("make a request", lambda: pm.Request())
 attempt("pickle a communicator", lambda: __import__("pickle").dumps(w))
@@ -124,7 +128,9 @@ WORDS = {  # what each line must name
     "scatterv own block": "(3,)", "op undefined complex": "x.real", "op undefined integers": "astype",
     "text of one byte reduced": "S1", "times reduced": "datetime64", "times to integers": "int64",
     "out an array's protocol": "Copied", "broadcast into a list": "list", "broadcast into a tuple": "tuple",
-    "broadcast into a copy": "Copied",
+    "broadcast into a copy": "Copied", "not a request": "wait_all waits for Requests, as the i... operations return",
+    "none to wait for": "item 0 is NoneType", "not any request": "item 1 is str", "no list of requests": "not int",
+    "one request": "request.wait()",
 }  # fmt: skip
 
 
@@ -158,6 +164,8 @@ def test_wrong_kinds(gang) -> None:
         "dtype argument",
         "broadcast into a list",
         "broadcast into a copy",
+        "not a request",
+        "one request",
         "text of one byte reduced",
         "times to integers",
     ):

@@ -185,6 +185,13 @@ def test_events_to_a_fifo_that_nobody_reads(launch, tmp_path):
     assert b"No such device or address" in err
 
 
+def test_events_file_on_a_full_disk_is_named_once_and_ends_nothing(launch):
+    rc, out, err = launch(["echo", "hi"], 1, json_events="/dev/full").finish()
+    assert (rc, out) == (0, b"[0] hi\n")
+    line = "--json-events: cannot write '/dev/full': No space left on device; no more events are kept"
+    assert err.decode() == f"pmrun: {line}\n"
+
+
 def test_descriptors_of_the_shell_reach_the_ranks(launch):
     read, write = os.pipe()
     os.write(write, b"given")

@@ -41,12 +41,17 @@ def test_second_node():
 
 def test_who_wins():
     inherited = {b"OMP_NUM_THREADS": b"5", b"MASTER_PORT": b"1", b"PMRUN_JOB_ID": b"outer", b"A": b"old"}
+    inherited[b"PMRUN_JOIN_TIMEOUT"] = b"3"
     base = base_environment(inherited, start(env=((b"A", b"new"), (b"MASTER_ADDR", b"h"))), 8)
     assert base[b"OMP_NUM_THREADS"] == b"5"
     assert base[b"MASTER_PORT"] == b"20001", "inherited from another gang"
     assert base[b"MASTER_ADDR"] == b"h", "the job's own"
     assert (base[b"A"], base[b"PMRUN_JOB_ID"]) == (b"new", b"j")
+    assert base[b"PMRUN_JOIN_TIMEOUT"] == b"60", "inherited from another gang"
     assert base_environment({}, start(), 1)[b"OMP_NUM_THREADS"] == b"1"
+    assert base_environment({}, start(start_timeout_s=2.5), 1)[b"PMRUN_JOIN_TIMEOUT"] == b"2.5"
+    chosen = start(env=((b"PMRUN_JOIN_TIMEOUT", b"7"),), start_timeout_s=2.5)
+    assert base_environment({}, chosen, 1)[b"PMRUN_JOIN_TIMEOUT"] == b"7"
 
 
 def test_dry_run_is_json_and_starts_nothing():

@@ -64,6 +64,19 @@ def test_first_bad_exit_stops_all_nodes():
     assert (outcome.code, outcome.cause.rank, outcome.node_of(6)) == (3, 6, "n1")
 
 
+def test_every_exit_is_noted_after_the_start_of_its_rank():
+    machine = gang.Gang(starts(2, 2), gang.Limits(5.0, None, 60.0, 60.0), 0.0)
+    actions = machine.begin()
+    actions += machine.on_message(1, exited(3, 0))  # it ended before rank 2 had its program
+    actions += machine.on_message(1, wire.Started((102, 103)))
+    actions += machine.on_message(0, wire.StartFailed(1, "no program", 127))
+    actions += machine.on_message(0, exited(0, 0))
+    noted = [(a.event, a.fields.get("rank")) for a in actions if isinstance(a, gang.Note) and "rank_" in a.event]
+    assert noted == [
+        ("rank_started", 3), ("rank_exited", 3), ("rank_started", 2), ("rank_started", 0), ("rank_exited", 0),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("status", "code"), [(-9, 137), (-11, 139), (1, 1), (255, 255)])
 def test_exit_code(status, code):
     machine = started()

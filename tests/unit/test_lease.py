@@ -44,6 +44,13 @@ def test_a_listener_that_was_away_loses_nobody(away):
     assert look_until(leases, 4.0 + away, 40.0 + away)[0][1] == pytest.approx(away + LEASE_S, abs=1.0)
 
 
+def test_one_who_spoke_while_the_listener_was_away_gets_no_more_time_than_others():
+    leases = Leases(0.0)
+    leases.add(1, 0.0)
+    leases.heard(1, 3600.0)  # read before the look, as drivers do
+    assert look_until(leases, 3600.0, 3700.0) == [(1, 3600.0 + LEASE_S)]
+
+
 def test_a_pause_ends_with_resume_only():
     leases = Leases(0.0)
     leases.add(1, 0.0)

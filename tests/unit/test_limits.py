@@ -24,24 +24,33 @@ def groups(tmp_path):
 
 
 def test_what_fits_is_not_refused(groups):
-    assert limits.refuse(30, groups) is None
+    assert limits.refuse(30, b"/bin/true", groups) is None
 
 
 def test_more_ranks_than_processes(groups):
-    assert limits.refuse(31, groups) == (
+    assert limits.refuse(31, b"/bin/true", groups) == (
         "31 ranks need 31 processes, the pids control group has 30 left: start fewer ranks"
     )
 
 
 def test_more_ranks_than_memory(groups, tmp_path):
     (tmp_path / "sys/fs/cgroup/pids.max").write_text("max\n")
-    assert limits.refuse(30, groups) is None
-    assert limits.refuse(31, groups) == (
+    assert limits.refuse(30, b"/bin/true", groups) is None
+    assert limits.refuse(31, b"/bin/true", groups) == (
         "31 ranks need at least 62 MiB of memory, 60 MiB are available: start fewer ranks"
     )
 
 
+@pytest.mark.parametrize("word", [b"python", b"/usr/bin/python3.11", b"/v/bin/python3", b"python3.13t", b"pypy3"])
+def test_an_interpreter_needs_more_than_a_program(groups, word):
+    assert limits.refuse(12, word, groups) is None
+    assert limits.refuse(13, word, groups) == (
+        "13 ranks of Python need at least 65 MiB of memory, 60 MiB are available: start fewer ranks"
+    )
+    assert limits.refuse(13, b"/usr/bin/pythonic", groups) is None
+
+
 def test_no_group_helps_beyond_the_most():
-    assert limits.refuse(limits.RANKS_MAX + 1, ControlGroups("/nowhere")) == (
+    assert limits.refuse(limits.RANKS_MAX + 1, b"python", ControlGroups("/nowhere")) == (
         f"{limits.RANKS_MAX + 1} ranks on one node: the most is {limits.RANKS_MAX}; use more nodes"
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user reads at the end."""
 
+import subprocess
 import traceback
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from pmrun import wire
 from pmrun.errors import CollectiveMismatch, CollectiveTimeout, GangStopped, RankFailed
 from pmrun.launcher import report
-from pmrun.launcher.describe import ended, exit_code, rank_list
+from pmrun.launcher.describe import ended, exit_code, rank_list, signal_name
 from pmrun.launcher.gang import Cause, Kind, Outcome
 
 
@@ -175,7 +176,14 @@ def test_rank_list(ranks, text):
 
 @pytest.mark.parametrize(
     ("status", "text", "code"),
-    [(0, "exit code 0", 0), (-15, "killed by SIGTERM", 143), (-40, "killed by signal 40", 168)],
+    [(0, "exit code 0", 0), (-15, "killed by SIGTERM", 143), (-40, "killed by SIGRTMIN+6", 168)],
 )
 def test_statuses(status, text, code):
     assert (ended(status, False), exit_code(status)) == (text, code)
+
+
+def test_every_signal_has_the_shells_name():
+    shell = subprocess.run(["bash", "-c", "kill -l {1..31} {34..64}"], capture_output=True, text=True, check=True)
+    names = [f"SIG{name}" for name in shell.stdout.split()]
+    assert [signal_name(number) for number in (*range(1, 32), *range(34, 65))] == names
+    assert signal_name(32) == "signal 32"
