@@ -126,7 +126,7 @@ PLOT: Option[str | None] = Option(
 )  # fmt: skip
 AGAINST: Option[tuple[str, ...]] = Option(
     "peers", parse_peers, (), metavar=",".join(PEERS), group=OTHERS, settable=False, repeatable=True,
-    text="measure these beside pmrun on this machine, in turn, and show ratios with their spread",
+    text="measure these beside pmrun in the same place, in turn, and show ratios with their spread",
 )  # fmt: skip
 ROUNDS = Option(
     "rounds", _whole(1, 1000, "the number of rounds"), 3, metavar="N", group=OTHERS, settable=False,
@@ -260,7 +260,7 @@ Examples
   pmrun bench -n 4                                    everything, on this machine
   pmrun bench --hosts a:1,b:1 latency allreduce       between two machines
   pmrun bench -n 4 --json new.json --compare old.json what got slower
-  pmrun bench -n 4 --peers mpich,gloo allreduce       beside others
+  pmrun bench -n 4 --peers mpich,gloo allreduce       beside others, here or with --hosts
 """
 
 
