@@ -21,7 +21,7 @@ from pmrun.launcher.bench.standings import Standings
 from pmrun.launcher.job import Nodes
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bench_report", "nodes", "peers")
+MODULES = ("bench_report", "bench_collectives", "bench_nodes", "nodes", "peers", "stranger", "strangers")
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +283,51 @@ def test_a_peer_that_ran_elsewhere_is_left_out() -> None:
 
     with pytest.raises(GangFailed, match=r"Intel MPI \(yield\) ran on a instead of 2 nodes"):
         measured(contender, {}, 5.0, on_one)
+
+
+def test_a_run_in_slices_counts_its_rounds_on(bench: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "nodes.jsonl"
+    lines = [{"kind": "machine"}, *(node_line("MPICH", "single", 1.0, turn=turn) for turn in (0, 1))]
+    lines.append({"kind": "nodes overlap", "ranks": "2x1", "mbit": 200, "round": 0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    counted = bench["bench_nodes"].rounds_of(path)
+    assert counted == {("nodes point", "2x4", 0): 2, ("nodes overlap", "2x1", 200): 1}
+
+
+def test_the_floor_is_that_of_the_same_round(report: Any) -> None:
+    lines = [
+        node_line(who, variant, us, turn=turn, ranks="2x1", op=op, bytes=size)
+        for turn, slow in enumerate((1.0, 2.0))
+        for who, variant, op, size, us in (
+            ("plain TCP", "-", "round trip", 8, 10.0 * slow), ("plain TCP", "-", "exchange", 1 << 20, 90.0 * slow),
+            ("pmrun", "tcp", "allreduce", 8, 12.0 * slow), ("pmrun", "tcp", "allreduce", 1 << 20, 100.0 * slow),
+        )
+    ]  # fmt: skip
+    assert report.floor_rows(lines) == [
+        ["tcp: rate each way of an allreduce of 1 MiB over plain TCP's", "0.90 (0.90–0.90)", "at least 0.8"],
+        ["tcp: time of an allreduce of 8 B over plain TCP's there and back", "1.20 (1.20–1.20)", "at most 1.5"],
+    ]
+
+
+# ---- strangers --------------------------------------------------------------------------------------------------
+
+
+def test_strangers_are_compared_with_nobody_of_the_same_turn(report: Any) -> None:
+    lines = [
+        {"kind": "nodes strangers", "round": 0, "turn": turn, "sort": sort, "step_us": us, "rate": 50.0, "ports": 3}
+        | ({} if sort == "nobody" else {"accepted": 0, "refused": 1000})
+        for turn, slow in enumerate((1, 3))
+        for sort, us in (("nobody", 1000.0 * slow), ("strangers", 1010.0 * slow))
+    ]
+    assert report.strangers_rows(lines) == [
+        ["2,000 attempts, 50 a second, at the job's 3 ports", "0", "2,000", "1.010 (1.010–1.010)"]
+    ]
+
+
+def test_who_is_told_more_than_everybody_is_was_let_in(bench: dict[str, Any]) -> None:
+    stranger = bench["stranger"]
+    greeting = stranger.greeting(b"CURVE")
+    for refused in (b"", greeting[:10], greeting, greeting + b"\x04\x0d\x05ERROR\x06no key"):
+        assert not stranger.let_in(refused)
+    for accepted in (bytes(64), greeting + b"\x04\x99\x07WELCOME"):
+        assert stranger.let_in(accepted)
