@@ -197,20 +197,25 @@ def strangers_rows(lines: list[Line]) -> list[list[str]]:
     steps: dict[str, dict[tuple[int, int], Line]] = defaultdict(dict)
     for line in (line for line in lines if line["kind"] == "nodes strangers"):
         steps[line["sort"]][line["round"], line["turn"]] = line
-    rows = []
-    for sort, where in (("strangers", "at the job's {ports} ports"), ("elsewhere", "at a listener elsewhere")):
-        blocks = steps[sort]
-        turns = [turn for turn in blocks if turn in steps["nobody"]]
-        if not turns:
-            continue
-        known = next(iter(blocks.values()))
-        accepted, refused = (sum(line[key] for line in blocks.values()) for key in ("accepted", "refused"))
-        what = f"{accepted + refused:,} attempts, {known['rate']:.0f} a second, {where.format(**known)}"
-        ratios = [blocks[turn]["step_us"] / steps["nobody"][turn]["step_us"] for turn in turns]
-        quiet = statistics.median(steps["nobody"][turn]["step_us"] for turn in turns)
-        counted = str(accepted) if sort == "strangers" else "-"
-        rows.append([what, counted, microseconds(quiet), spread_of(ratios, 3)])
-    return rows
+
+    def ratio(sort: str, to: str) -> str:
+        turns = [turn for turn in steps[sort] if turn in steps[to]]
+        return spread_of([steps[sort][turn]["step_us"] / steps[to][turn]["step_us"] for turn in turns], 3)
+
+    tried = list(steps["strangers"].values())
+    if not tried:
+        return []
+    accepted, refused = (sum(line[key] for line in tried) for key in ("accepted", "refused"))
+    rates = ", ".join(f"{rate:.0f}" for rate in sorted({line["rate"] for line in tried}))
+    alone = statistics.median(line["step_us"] for line in steps["nobody"].values())
+    return [
+        [f"attempts, {rates} a second, at {tried[0]['ports']} ports", f"{accepted + refused:,}"],
+        ["let in", f"{accepted:,}"],
+        ["a step without them, µs", microseconds(alone)],
+        ["step time with them, over that", ratio("strangers", "nobody")],
+        ["with the same attempts at a listener elsewhere, over that", ratio("elsewhere", "nobody")],
+        ["with them, over with the same elsewhere", ratio("strangers", "elsewhere")],
+    ]
 
 
 def bus_gbit(line: Line) -> float:
@@ -253,8 +258,7 @@ def nodes_section(lines: list[Line]) -> list[str]:
         parts += ["", "On limited links, allreduce on 2 nodes, overlap as IMB-NBC defines it, with fixed compute:", ""]
         parts += table(["link, bytes, who", "bus Gbit/s", "overlap"], shaped)
     if strangers:
-        head = ["a running job among strangers", "let in", "step alone µs", "step with them / alone"]
-        parts += ["", *table(head, strangers)]
+        parts += ["", *table(["a running job among strangers", "median (range over turns)"], strangers)]
     if figures:
         parts += ["", *figures]
     return [*parts, "", *points_section(data, TRANSPORTS)] if data.rounds else parts
