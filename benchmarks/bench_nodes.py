@@ -3,9 +3,10 @@
 
 Steps, each of which can be chosen: "points", the collectives of bench_collectives.py on each layout of nodes × ranks;
 "shaped", allreduce and its overlap with computing on links of 1 Gbit/s and 200 Mbit/s; "start", whole commands over 4
-nodes × 2 ranks. A plain TCP connection is measured in each round of the points of 2x1. Output: JSON lines for
-bench_report.py. Invariant: as in bench_collectives.py, a contender that fails is reported and left out of that round;
-nothing else is.
+nodes × 2 ranks; "strangers", a running job with and without attempts to get into it. A plain TCP connection is measured
+in each round of the points of 2x1. Output: JSON lines for bench_report.py; with --append, rounds beyond those that the
+file has. Invariant: as in bench_collectives.py, a contender that fails is reported and left out of that round; nothing
+else is.
 
     python benchmarks/bench_nodes.py --quick --layouts 2x1 --only pmrun MPICH
 """
@@ -19,18 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import nodes
 import peers
+import strangers
 from bench_collectives import add_run_arguments, one_round, set_defaults
 from nodes import Cluster, Layout
 
 from pmrun.bench.points import MIB
 
 OUTPUT = peers.HERE.parent / "build" / "bench" / "nodes.jsonl"
-STEPS = ("points", "shaped", "start")
+STEPS = ("points", "shaped", "start", "strangers")
 LAYOUTS = tuple(Layout.parse(text) for text in ("2x1", "4x1", "2x2", "2x4"))
 RATES_MBIT = (1000, 200)
 SHAPED_SIZES = (4 * MIB, 16 * MIB)
@@ -39,6 +42,23 @@ START_LAYOUT = Layout(4, 2)
 START_TIMEOUT_S = 30.0
 RAW_PORT = 7000
 RAW_TIMEOUT_S = 60.0
+
+
+Place = dict[str, Any]  # what a line says of where and when
+
+
+def rounds_of(path: Path) -> dict[tuple[str, str, int], int]:
+    """How many rounds of each kind of line, layout and limit a file holds."""
+    found: dict[tuple[str, str, int], int] = {}
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        if "round" in line:
+            key = round_key(line)
+            found[key] = max(found.get(key, 0), line["round"] + 1)
+    return found
+
+
+def round_key(place: Place) -> tuple[str, str, int]:
+    return place["kind"], place["ranks"], place.get("mbit", 0)
 
 
 # ---- the floor --------------------------------------------------------------------------------------------
@@ -67,7 +87,7 @@ def measure_raw(cluster: Cluster, program: Path, options: argparse.Namespace) ->
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def write_raw(file: TextIO, place: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+def write_raw(file: TextIO, place: Place, lines: list[dict[str, Any]]) -> None:
     for line in lines:
         file.write(json.dumps({**place, "contender": "plain TCP", "variant": "-", **line}) + "\n")
         print(f"plain TCP, {line['op']} of {line['bytes']} bytes: {statistics.median(line['loops_us']):.1f} us")
@@ -79,18 +99,25 @@ def write_raw(file: TextIO, place: dict[str, Any], lines: list[dict[str, Any]]) 
 class Run:
     """What the steps share."""
 
-    def __init__(self, cluster: Cluster, folder: Path, file: TextIO, options: argparse.Namespace) -> None:
-        self.cluster, self.file, self.options = cluster, file, options
+    def __init__(
+        self, cluster: Cluster, folder: Path, file: TextIO, options: argparse.Namespace, earlier: dict[Any, int]
+    ) -> None:
+        self.cluster, self.file, self.options, self.earlier = cluster, file, options, earlier
         self.raw = build_raw(folder)
         self.failed = 0
 
     def gang(self, contender: peers.Contender, command: list[str], timeout_s: float) -> str:
         return nodes.run(self.cluster, contender, command, timeout_s)
 
+    def turns(self, place: Place) -> Iterator[Place]:
+        """The place of each round that is to be measured there, beyond those of the file."""
+        first = self.earlier.get(round_key(place), 0)
+        for turn in range(first, first + self.options.rounds):
+            yield {**place, "round": turn}
+
     def points(self) -> None:
         for layout in self.options.layouts:
-            for turn in range(self.options.rounds):
-                place = {"kind": "nodes point", "ranks": str(layout), "round": turn}
+            for place in self.turns({"kind": "nodes point", "ranks": str(layout)}):
                 if layout == LAYOUTS[0]:
                     write_raw(self.file, place, measure_raw(self.cluster, self.raw, self.options))
                 self.failed += one_round(self.file, place, nodes.contenders(layout), self.options, self.gang)
@@ -99,14 +126,13 @@ class Run:
         """Allreduce alone and beside computing, on links that are the limit."""
         for mbit in RATES_MBIT:
             nodes.shape(self.cluster, mbit)
-            for turn in range(self.options.rounds):
+            for place in self.turns({"kind": "nodes overlap", "mbit": mbit, "ranks": str(LAYOUTS[0])}):
                 for contender in nodes.overlap_contenders(LAYOUTS[0]):
                     if not self.options.only or contender.name in self.options.only:
-                        place = {"kind": "nodes overlap", "mbit": mbit, "ranks": str(LAYOUTS[0]), "round": turn}
                         self.overlap(contender, place)
         nodes.shape(self.cluster, 0)
 
-    def overlap(self, contender: peers.Contender, place: dict[str, Any]) -> None:
+    def overlap(self, contender: peers.Contender, place: Place) -> None:
         plan = {
             "operations": ["iallreduce"],
             "sizes": self.options.shaped_sizes,
@@ -157,6 +183,19 @@ class Run:
             self.figure(f"{START_LAYOUT} × Python, init and one barrier", name, values, failed[name])
         self.failed += sum(failed.values())
 
+    def strangers(self) -> None:
+        options = self.options
+        for place in self.turns({"kind": "nodes strangers", "ranks": str(strangers.LAYOUT)}):
+            try:
+                lines = strangers.measure(self.cluster, options.attempts, options.attempt_rate, strangers.TURNS)
+            except peers.GangFailed as error:
+                self.failed += 1
+                print(f"strangers: {error}", file=sys.stderr, flush=True)
+                continue
+            for line in lines:
+                self.file.write(json.dumps({**line, **place}) + "\n")
+                print(f"strangers: {line}", flush=True)
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure pmrun and its peers over network namespaces.")
@@ -164,8 +203,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--append", action="store_true", help="keep what --out holds: a run in slices")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--layouts", type=Layout.parse, nargs="+", default=list(LAYOUTS), metavar="NODESxRANKS")
+    parser.add_argument("--attempts", type=int, help="of the strangers")
+    parser.add_argument("--attempt-rate", type=float, default=strangers.RATE, help="per second")
     add_run_arguments(parser)
     options = parser.parse_args()
+    options.attempts = options.attempts or (strangers.QUICK_ATTEMPTS if options.quick else strangers.ATTEMPTS)
     options.shaped_sizes = options.sizes or list(SHAPED_SIZES)
     return set_defaults(options)
 
@@ -175,6 +217,7 @@ def main() -> int:
     peers.prepare()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     kept = options.append and options.out.exists()
+    earlier = rounds_of(options.out) if kept else {}
     with (
         tempfile.TemporaryDirectory() as folder,
         options.out.open("a" if kept else "w", encoding="utf-8") as file,
@@ -182,7 +225,7 @@ def main() -> int:
     ):
         if not kept:
             file.write(json.dumps(peers.machine_line()) + "\n")
-        run = Run(cluster, Path(folder), file, options)
+        run = Run(cluster, Path(folder), file, options, earlier)
         for step in options.steps:
             getattr(run, step)()
     return 1 if run.failed else 0

@@ -122,13 +122,16 @@ def points_section(data: Standings, variants: Variants = MEMORIES) -> list[str]:
 
 
 def figures_section(lines: list[Line], kind: str = "figure") -> list[str]:
-    """Return the start and overhead figures: one row per (what, who), medians with spread."""
-    rows = []
+    """Return the start and overhead figures: one row per (what, who), medians with spread, over all slices of a run."""
+    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in (line for line in lines if line["kind"] == kind):
-        values = line["values"]
-        median = f"{statistics.median(values):.4g} {line['unit']}".strip() if values else "-"
+        found[line["what"], line["who"]].append(line)
+    rows = []
+    for (what, who), slices in found.items():
+        values = [value for line in slices for value in line["values"]]
+        median = f"{statistics.median(values):.4g} {slices[0]['unit']}".strip() if values else "-"
         spread = f"{min(values):.4g}–{max(values):.4g}" if len(values) > 1 else "-"
-        rows.append([line["what"], line["who"], median, spread, str(line.get("failed") or "-")])
+        rows.append([what, who, median, spread, str(sum(line.get("failed") or 0 for line in slices) or "-")])
     return table(["what", "who", "median", "spread", "hung or failed"], rows) if rows else []
 
 
@@ -161,6 +164,60 @@ def plain_rows(lines: list[Line]) -> list[list[str]]:
     return rows
 
 
+def floor_rows(points: list[Line]) -> list[list[str]]:
+    """pmrun on 2x1 against the plain connection of the same round: latency, and what an allreduce sends each way."""
+    us: dict[tuple[str, str, str, int], dict[int, float]] = defaultdict(dict)
+    for line in (line for line in points if line["ranks"] == "2x1"):
+        who = (line["contender"], line["variant"], line["op"], line["bytes"])
+        us[who][line["round"]] = statistics.median(line["loops_us"])
+    rows = []
+    for own in TRANSPORTS:
+        for (contender, _, op, size), floor in sorted(us.items()):
+            ours = us.get(("pmrun", own, "allreduce", size), {})
+            turns = [turn for turn in floor if turn in ours]
+            if contender != PLAIN or not turns:
+                continue
+            if op == "exchange":
+                what = f"{own}: rate each way of an allreduce of {human_bytes(size)} over plain TCP's"
+                rows.append([what, spread_of([floor[turn] / ours[turn] for turn in turns]), "at least 0.8"])
+            else:
+                what = f"{own}: time of an allreduce of {human_bytes(size)} over plain TCP's there and back"
+                rows.append([what, spread_of([ours[turn] / floor[turn] for turn in turns]), "at most 1.5"])
+    return rows
+
+
+def spread_of(values: list[float], digits: int = 2) -> str:
+    """The median, and the range."""
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low}–{high})"
+
+
+def strangers_rows(lines: list[Line]) -> list[list[str]]:
+    """What attempts to get in did to a running job: ratios of step times within turns."""
+    steps: dict[str, dict[tuple[int, int], Line]] = defaultdict(dict)
+    for line in (line for line in lines if line["kind"] == "nodes strangers"):
+        steps[line["sort"]][line["round"], line["turn"]] = line
+
+    def ratio(sort: str, to: str) -> str:
+        turns = [turn for turn in steps[sort] if turn in steps[to]]
+        return spread_of([steps[sort][turn]["step_us"] / steps[to][turn]["step_us"] for turn in turns], 3)
+
+    tried = list(steps["strangers"].values())
+    if not tried:
+        return []
+    accepted, refused = (sum(line[key] for line in tried) for key in ("accepted", "refused"))
+    rates = ", ".join(f"{rate:.0f}" for rate in sorted({line["rate"] for line in tried}))
+    alone = statistics.median(line["step_us"] for line in steps["nobody"].values())
+    return [
+        [f"attempts, {rates} a second, at {tried[0]['ports']} ports", f"{accepted + refused:,}"],
+        ["let in", f"{accepted:,}"],
+        ["a step without them, µs", microseconds(alone)],
+        ["step time with them, over that", ratio("strangers", "nobody")],
+        ["with the same attempts at a listener elsewhere, over that", ratio("elsewhere", "nobody")],
+        ["with them, over with the same elsewhere", ratio("strangers", "elsewhere")],
+    ]
+
+
 def bus_gbit(line: Line) -> float:
     """The rate at which the busiest link carried what was measured alone."""
     found = rates(line["op"], line["bytes"], world_size(line["ranks"]), line["pure_us"] / 1e6)
@@ -186,8 +243,8 @@ def nodes_section(lines: list[Line]) -> list[str]:
     points = [line for line in lines if line["kind"] == "nodes point"]
     data = Standings((line for line in points if line["contender"] != PLAIN), "nodes point")
     plain = plain_rows([line for line in points if line["contender"] == PLAIN])
-    shaped, figures = shaped_rows(lines), figures_section(lines, "nodes figure")
-    if not (points or shaped or figures):
+    shaped, figures, strangers = shaped_rows(lines), figures_section(lines, "nodes figure"), strangers_rows(lines)
+    if not (points or shaped or figures or strangers):
         return []
     parts = ["", "## Over several machines", "", "Network namespaces of one machine, joined by veth and a bridge."]
     if data.rounds:
@@ -195,9 +252,13 @@ def nodes_section(lines: list[Line]) -> list[str]:
         parts += ["", "Geometric means of the ratio to the best peer:", "", *means_section(data, TRANSPORTS)]
     if plain:
         parts += ["", "One plain TCP connection:", "", *table(["what", "µs", "GB/s each way"], plain)]
+        floor = floor_rows(points)
+        parts += ["", *table(["2 nodes, in the same round", "ratio", "goal"], floor)] if floor else []
     if shaped:
         parts += ["", "On limited links, allreduce on 2 nodes, overlap as IMB-NBC defines it, with fixed compute:", ""]
         parts += table(["link, bytes, who", "bus Gbit/s", "overlap"], shaped)
+    if strangers:
+        parts += ["", *table(["a running job among strangers", "median (range over turns)"], strangers)]
     if figures:
         parts += ["", *figures]
     return [*parts, "", *points_section(data, TRANSPORTS)] if data.rounds else parts

@@ -2,8 +2,8 @@
 """Contenders over several machines, which are network namespaces of this one: who runs there and how each is started.
 
 The machines are those of the cluster tests (tests/machines.py): addresses, hosts file, /dev/shm and sshd of their own,
-joined by veth and a bridge. Everybody starts over ssh; Gloo, which has no launcher for this, by pmrun's. Invariant:
-when `run` returns or raises, nothing of the gang is left on any machine.
+joined by veth and a bridge. Peers start there as `pmrun bench --peers --hosts` starts them (launcher/bench/across.py).
+Invariant: when `run` returns or raises, nothing of the gang is left on any machine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 import peers
 from peers import PMRUN, TRANSPORTS, Contender
 
-from pmrun import env
+from pmrun.launcher.bench import across
+from pmrun.launcher.bench.across import Place
 from pmrun.launcher.bench.peers import Environments
+from pmrun.launcher.bench.record import cores
 
 sys.path.append(str(peers.HERE.parent / "tests"))
 import machines
@@ -28,6 +30,11 @@ import machines
 NAMES = "abcd"
 INTERFACE = "eth0"
 Cluster = machines.Cluster
+PROGRESS_THREADS = {
+    "MPICH": {"MPIR_CVAR_ASYNC_PROGRESS": "1"},
+    "Intel MPI": {"I_MPI_ASYNC_PROGRESS": "1"},
+    "Open MPI": {"OMPI_MCA_btl_tcp_progress_thread": "1"},
+}
 BURST_BYTES = 128 << 10  # two of the largest packets that TCP hands to a veth, so that the rate is the limit
 
 
@@ -53,86 +60,37 @@ class Layout:
         return self.nodes * self.per_node
 
     @property
-    def hosts(self) -> str:
-        """The hosts with their numbers of ranks, as pmrun and Open MPI want them."""
-        return ",".join(f"{name}:{self.per_node}" for name in NAMES[: self.nodes])
+    def place(self) -> Place:
+        """Where that is; all machines share this one's cores."""
+        hosts = tuple((name, self.per_node) for name in NAMES[: self.nodes])
+        listed = ",".join(f"{name}:{count}" for name, count in hosts)
+        command = (str(PMRUN), "--no-tag", "--hosts", listed)
+        return Place(hosts, INTERFACE, self.ranks > cores(), command)
 
 
-# ---- how each is started ----------------------------------------------------------------------------------
-
-
-def pmrun_command(layout: Layout, *options: str) -> tuple[str, ...]:
-    return (str(PMRUN), "--no-tag", "--hosts", layout.hosts, *options)
-
-
-def hydra_command(installed: Environments, peer: str, layout: Layout) -> tuple[str, ...]:
-    hosts = ",".join(NAMES[: layout.nodes])
-    numbers = ("-ppn", str(layout.per_node), "-n", str(layout.ranks))
-    return (installed.program(peer, "mpiexec"), "-hosts", hosts, *numbers, "-iface", INTERFACE)
-
-
-def mpich_contenders(installed: Environments, layout: Layout) -> list[Contender]:
-    """Over UCX's TCP between nodes, which it takes by itself once it is told the interface."""
-    added = {"UCX_NET_DEVICES": INTERFACE}
-    command = hydra_command(installed, "mpich", layout)
-    return [installed.contender("mpich", level, command, ("mpi", level), added) for level in ("multiple", "single")]
-
-
-def intel_contenders(installed: Environments, layout: Layout) -> list[Contender]:
-    """Over libfabric's TCP; its defaults, and yielding at once, which is better where ranks share cores."""
-    added = {"I_MPI_FABRICS": "shm:ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": INTERFACE}
-    settings: dict[str, dict[str, str]] = {"default": {}, "yield": {"I_MPI_THREAD_YIELD": "3", "I_MPI_PIN": "0"}}
-    command = hydra_command(installed, "impi", layout)
-    return [
-        installed.contender("impi", variant, command, ("mpi", "multiple"), {**added, **more})
-        for variant, more in settings.items()
-    ]
-
-
-def openmpi_contenders(installed: Environments, layout: Layout) -> list[Contender]:
-    """Yielding, as its polling ranks take each other's scheduler ticks otherwise; it must be told which variables to pass."""
-    only = ("--mca", "btl_tcp_if_include", INTERFACE, "--prtemca", "prte_if_include", INTERFACE)
-    command = (
-        installed.program("openmpi", "mpirun"), "--host", layout.hosts, "-n", str(layout.ranks),
-        "-x", "PYTHONPATH", "--bind-to", "none", *only, "--mca", "mpi_yield_when_idle", "1",
-    )  # fmt: skip
-    added = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return [installed.contender("openmpi", "yield", command, ("mpi", "multiple"), added)]
-
-
-def gloo_contenders(installed: Environments, layout: Layout) -> list[Contender]:
-    added = {"GLOO_SOCKET_IFNAME": INTERFACE, env.OMP_NUM_THREADS: "1"}
-    command = (*pmrun_command(layout), "--", str(installed.python("gloo")))
-    return [installed.contender("gloo", INTERFACE, command, ("gloo", "-"), added)]
-
-
-MAKERS = {
-    "mpich": mpich_contenders,
-    "impi": intel_contenders,
-    "openmpi": openmpi_contenders,
-    "gloo": gloo_contenders,
-}
+# ---- who runs there ---------------------------------------------------------------------------------------
 
 
 def contenders(layout: Layout, installed: Environments = peers.ENVIRONMENTS) -> list[Contender]:
     """Return every contender in every variant that is worth a measurement."""
-    found = [
-        Contender("pmrun", name, pmrun_command(layout, "--transport", name), (), ("pmrun", peers.MEMORIES[0]))
+    place = layout.place
+    own = [
+        Contender(
+            "pmrun", name, (*place.pmrun, "--transport", name), (), ("pmrun", peers.MEMORIES[0]), nodes=layout.nodes
+        )
         for name in TRANSPORTS
     ]
-    for name, make in MAKERS.items():
-        found += make(installed, layout) if name in installed.available() else []
-    return found
+    return own + across.contenders(installed, installed.available(), place)
 
 
 def overlap_contenders(layout: Layout) -> list[Contender]:
-    """One variant of each, and MPICH with a thread of its own for progress, too."""
-    found = [contender for contender in contenders(layout) if contender.variant not in ("single", "yield")]
-    threaded = {"MPIR_CVAR_ASYNC_PROGRESS": "1"}
+    """All of them, and each MPI once more with a thread of its own for progress, where it offers one."""
+    found = [contender for contender in contenders(layout) if contender.variant != "single"]
+    first = peers.first_variants(found)
     return found + [
-        replace(contender, variant="thread", env={**contender.env, **threaded})
-        for contender in found
-        if contender.name == "MPICH"
+        replace(first[name], variant="thread", env={**first[name].env, **added})
+        for name, added in PROGRESS_THREADS.items()
+        if name in first
     ]
 
 

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion scripts for bash, zsh and fish, made from the table of options.
+"""Completion scripts for bash, zsh and fish, made from the tables of options.
 
 The scripts are complete in themselves: pressing Tab starts no Python. All three stop offering pmrun's options
-where the user's own program begins, as the command line does. Invariant: an option of the table is in all three.
+where the user's own program begins, as the command line does; `pmrun bench` runs no program, so its options and
+operations are offered to the end of the line. Invariant: an option of a table is in all three.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from pmrun.bench.points import known
 from pmrun.errors import UsageError
+from pmrun.launcher import commands
+from pmrun.launcher.bench.choices import TABLE
 from pmrun.launcher.options import OPTIONS, Option, suggestion
 
+Options = tuple[Option[Any], ...]
+
+_BENCH: Options = (*OPTIONS, *TABLE)
 _INSTALL = {
     "bash": 'eval "$(pmrun --completion bash)"    # in ~/.bashrc',
     "zsh": 'eval "$(pmrun --completion zsh)"    # in ~/.zshrc, after compinit',
@@ -39,14 +46,19 @@ def _spellings(option: Option[Any]) -> list[str]:
     return words
 
 
-def _with_value() -> list[Option[Any]]:
-    return [option for option in OPTIONS if not option.flag]
+def _with_value(options: Options) -> list[Option[Any]]:
+    return [option for option in options if not option.flag]
+
+
+def _command_names() -> list[str]:
+    """The subcommands that are for people."""
+    return [how.split()[1] for how, _ in commands.summaries()]
 
 
 # ---- bash -------------------------------------------------------------------------------------------------
 
-_BASH = r"""_pmrun() {
-    local cur=${COMP_WORDS[COMP_CWORD]} i=1 option=
+_BASH = r"""@NAME@() {
+    local cur=${COMP_WORDS[COMP_CWORD]} i=@FIRST@ option=
     COMPREPLY=()
     while ((i < COMP_CWORD)); do  # bash splits --grace=5 into three words
         option=${COMP_WORDS[i]}
@@ -57,9 +69,7 @@ _BASH = r"""_pmrun() {
                     if ((i == COMP_CWORD)); then cur=; else ((i += 1)); fi
                 fi
                 if ((i < COMP_CWORD)); then ((i += 1)); option=; fi ;;
-            -m | --) if ((i < COMP_CWORD)); then compopt -o default; return; fi ;;
-            -*) option= ;;
-            *) compopt -o default; return ;;
+@PROGRAM@
         esac
     done
     case $option in
@@ -70,17 +80,32 @@ _BASH = r"""_pmrun() {
     if [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "@WORDS@" -- "$cur"))
     else
-        compopt -o filenames
-        COMPREPLY=($(compgen -f -X '!*.py' -- "$cur") $(compgen -d -- "$cur"))
+@PLAIN@
     fi
 }
-complete -F _pmrun pmrun
 """
+_BASH_PROGRAM = """\
+            -m | --) if ((i < COMP_CWORD)); then compopt -o default; return; fi ;;
+            -*) option= ;;
+            bench) if ((i == 2)); then _pmrun_bench; return; fi ;;&
+            *) compopt -o default; return ;;"""
+_BASH_FILES = """\
+        compopt -o filenames
+        COMPREPLY=($(compgen -f -X '!*.py' -- "$cur") $(compgen -d -- "$cur"))
+        if ((COMP_CWORD == 1)); then COMPREPLY+=($(compgen -W "@COMMANDS@" -- "$cur")); fi"""
 
 
 def _bash() -> str:
+    files = _BASH_FILES.replace("@COMMANDS@", " ".join(_command_names()))
+    operations = f'        COMPREPLY=($(compgen -W "{" ".join(known())}" -- "$cur"))'
+    bench = _bash_function("_pmrun_bench", 2, _BENCH, "            *) option= ;;", operations)
+    return bench + _bash_function("_pmrun", 1, OPTIONS, _BASH_PROGRAM, files) + "complete -F _pmrun pmrun\n"
+
+
+def _bash_function(name: str, first: int, options: Options, program: str, plain: str) -> str:
+    """One command's: `first` is the place of its first word, `program` what a word that is no option means."""
     cases = []
-    for option in _with_value():
+    for option in _with_value(options):
         pattern = "|".join(_spellings(option))
         if option.complete == "file":
             cases.append(f"        {pattern}) compopt -o default; return ;;")
@@ -88,21 +113,51 @@ def _bash() -> str:
             cases.append(f'        {pattern}) compopt -o filenames; COMPREPLY=($(compgen -d -- "$cur")); return ;;')
         elif option.complete:
             cases.append(f'        {pattern}) COMPREPLY=($(compgen -W "{option.complete}" -- "$cur")); return ;;')
-    words = [word for option in OPTIONS for word in _spellings(option)]
-    valued = "|".join(word for option in _with_value() for word in _spellings(option))
-    script = _BASH.replace("@VALUED@", valued).replace("@CASES@", "\n".join(cases))
-    return script.replace("@WORDS@", " ".join([*words, "-m"]))
+    words = [word for option in options for word in _spellings(option)]
+    parts = {
+        "@NAME@": name,
+        "@FIRST@": str(first),
+        "@VALUED@": "|".join(word for option in _with_value(options) for word in _spellings(option)),
+        "@PROGRAM@": program,
+        "@CASES@": "\n".join(cases),
+        "@WORDS@": " ".join([*words, "-m"] if options is OPTIONS else words),
+        "@PLAIN@": plain,
+    }
+    script = _BASH
+    for mark, text in parts.items():
+        script = script.replace(mark, text)
+    return script
 
 
 # ---- zsh --------------------------------------------------------------------------------------------------
 
 
+_ZSH = """_pmrun() {
+    if ((CURRENT > 2)) && [[ $words[2] == bench ]]; then
+        shift words
+        ((CURRENT -= 1))
+        _arguments -S @BENCH@
+        return
+    fi
+    _arguments -S -A '-*' @OPTIONS@
+}
+compdef _pmrun pmrun
+"""
+
+
 def _zsh() -> str:
-    specs = [f"        {_quote(spec)}" for option in OPTIONS for spec in _zsh_specs(option)]
-    specs.append("        '(-)-m[run a module]:module: :(( ))'")
-    specs.append("        '1:script:_files -g \"*.py\"'")
-    specs.append("        '*::arguments:_normal'")
-    return "_pmrun() {\n    _arguments -S -A '-*' \\\n" + " \\\n".join(specs) + "\n}\ncompdef _pmrun pmrun\n"
+    program = [
+        "(-)-m[run a module]:module: :(( ))",
+        f'1:script:{{(( CURRENT == 2 )) && compadd {" ".join(_command_names())}; _files -g "*.py"}}',
+        "*::arguments:_normal",
+    ]
+    bench = _zsh_lines(_BENCH, [f"*:operation:({' '.join(known())})"])
+    return _ZSH.replace("@BENCH@", bench).replace("@OPTIONS@", _zsh_lines(OPTIONS, program))
+
+
+def _zsh_lines(options: Options, more: list[str]) -> str:
+    specs = [spec for option in options for spec in _zsh_specs(option)] + more
+    return "".join(f" \\\n        {_quote(spec)}" for spec in specs)
 
 
 def _zsh_specs(option: Option[Any]) -> list[str]:
@@ -139,23 +194,41 @@ _FISH = r"""function __pmrun_before_command
     end
     return 0
 end
+function __pmrun_in_bench
+    set -l words (commandline -opc)
+    test (count $words) -gt 1; and test $words[2] = bench
+end
+function __pmrun_first
+    test (count (commandline -opc)) -eq 1
+end
 complete -c pmrun -n __pmrun_before_command -f -a '(__fish_complete_suffix .py)'
 complete -c pmrun -n __pmrun_before_command -s m -x -d 'run a module'
+complete -c pmrun -n __pmrun_first -f -a '@COMMANDS@'
+complete -c pmrun -n __pmrun_in_bench -f -a '@OPERATIONS@'
 """
 
 
 def _fish() -> str:
-    lines = [_FISH.replace("@VALUED@", " ".join(w for option in _with_value() for w in _spellings(option)))]
+    valued = " ".join(word for option in _with_value(OPTIONS) for word in _spellings(option))
+    head = _FISH.replace("@VALUED@", valued).replace("@COMMANDS@", " ".join(_command_names()))
+    lines = [head.replace("@OPERATIONS@", " ".join(known()))]
     for option in OPTIONS:
-        text = option.text.replace("\\", "\\\\").replace("'", "\\'")
-        names = f" -s {option.short}" if option.short else ""
-        names += f" -l {option.name}" if option.name != option.short else ""
-        value = ""
-        if not option.flag:
-            value = {"file": " -r -F", "dir": " -x -a '(__fish_complete_directories)'", "": " -x"}.get(
-                option.complete, f" -x -a '{option.complete}'"
-            )
-        lines.append(f"complete -c pmrun -n __pmrun_before_command{names}{value} -d '{text}'\n")
-        if option.negatable:
-            lines.append(f"complete -c pmrun -n __pmrun_before_command -l no-{option.name} -d 'not --{option.name}'\n")
+        lines += _fish_lines(option, "'__pmrun_before_command; or __pmrun_in_bench'")
+    for option in TABLE:
+        lines += _fish_lines(option, "__pmrun_in_bench")
     return "".join(lines)
+
+
+def _fish_lines(option: Option[Any], when: str) -> list[str]:
+    text = option.text.replace("\\", "\\\\").replace("'", "\\'")
+    names = f" -s {option.short}" if option.short else ""
+    names += f" -l {option.name}" if option.name != option.short else ""
+    value = ""
+    if not option.flag:
+        value = {"file": " -r -F", "dir": " -x -a '(__fish_complete_directories)'", "": " -x"}.get(
+            option.complete, f" -x -a '{option.complete}'"
+        )
+    lines = [f"complete -c pmrun -n {when}{names}{value} -d '{text}'\n"]
+    if option.negatable:
+        lines.append(f"complete -c pmrun -n {when} -l no-{option.name} -d 'not --{option.name}'\n")
+    return lines

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pmrun import env
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pmrun.launcher.hosts import Host
 
@@ -33,6 +33,7 @@ SET_BY_AGENT = (
 )  # fmt: skip
 _RANKS_MAX = 1_000_000  # a bound for ranges like 0-999999999, which would be spelled out in memory
 TRANSPORTS = ("auto", "tcp", "zmq")
+BINDINGS = ("core", "none")
 _WHOLE = (int, str)
 _TIME = (int, float, str)
 _TRUE = ("true", "yes", "on", "1")
@@ -168,12 +169,6 @@ def parse_flag(text: str) -> bool:
     raise ValueError("a switch is 'true' or 'false'")
 
 
-def parse_binding(text: str) -> str:
-    if text not in ("core", "none"):
-        raise ValueError("choose 'core' or 'none'")
-    return text
-
-
 def parse_rank_set(text: str) -> Ranks:
     """Ranks from "0,2-4"."""
     ranks: set[int] = set()
@@ -235,28 +230,33 @@ def parse_host_list(text: str) -> Hosts:
     return parse_hosts(text)
 
 
-def parse_node_rank(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= _RANKS_MAX:
-        raise ValueError("a node's number is a whole number from 0 on; node 0 is the main node")
-    return int(text)
-
-
-def parse_nodes(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _RANKS_MAX:
-        raise ValueError("the number of nodes is a whole number from 1 on")
-    return int(text)
-
-
-def parse_transport(text: str) -> str:
-    if text not in TRANSPORTS:
-        raise ValueError("choose 'auto', 'tcp' or 'zmq'")
-    return text
-
-
 def parse_text(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError("the value is empty; leave the option out, or give one")
     return text
+
+
+def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
+    """A parser of whole numbers in a range."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise ValueError(f"{what} is a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def one_of(words: Sequence[str], what: str) -> Callable[[str], str]:
+    """A parser of one word of several."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            close = suggestion(text, list(words))
+            raise ValueError(f"there is no {what} '{text}'{close}; choose one of: {', '.join(words)}")
+        return text
+
+    return parse
 
 
 # ---- the table --------------------------------------------------------------------------------------------
@@ -288,11 +288,11 @@ SSH = Option(
     text="the ssh client and options for it, as in 'ssh -p 2222'; default: ssh",
 )  # fmt: skip
 NNODES: Option[int | None] = Option(
-    "nnodes", parse_nodes, None, metavar="N", group=MACHINES, kinds=_WHOLE,
+    "nnodes", whole_number(1, _RANKS_MAX, "the number of nodes"), None, metavar="N", group=MACHINES, kinds=_WHOLE,
     text="the job has so many nodes, and this command is given on each of them; -n is for all together",
 )  # fmt: skip
 NODE_RANK: Option[int | None] = Option(
-    "node-rank", parse_node_rank, None, metavar="R", group=MACHINES, settable=False,
+    "node-rank", whole_number(0, _RANKS_MAX - 1, "a node's number"), None, metavar="R", group=MACHINES, settable=False,
     text="number of this node, 0 for the main node; default: by natural order of the machines' names",
 )  # fmt: skip
 MAIN: Option[str | None] = Option(
@@ -308,7 +308,8 @@ INTERFACE: Option[str | None] = Option(
     text="interface, address or network (10.0.0.0/8) to use on each node; default: the way to the main node",
 )  # fmt: skip
 TRANSPORT = Option(
-    "transport", parse_transport, "auto", metavar="auto|tcp|zmq", group=MACHINES, complete="auto tcp zmq",
+    "transport", one_of(TRANSPORTS, "transport"), "auto", metavar="auto|tcp|zmq", group=MACHINES,
+    complete=" ".join(TRANSPORTS),
     text="what carries data between nodes; default: auto",
 )  # fmt: skip
 REPRODUCIBLE = Option(
@@ -320,12 +321,12 @@ ENCRYPT = Option(
     text="encrypt the data between nodes (what controls the job always is); default: no",
 )  # fmt: skip
 MAP_BY = Option(
-    "map-by", parse_binding, "none", metavar="core|none", group=START, complete="core none",
+    "map-by", one_of(BINDINGS, "binding"), "none", metavar="core|none", group=START, complete=" ".join(BINDINGS),
     text="core: give each rank cores of its own, in rank order (round robin where there are fewer cores than "
     "ranks), and bind it to them unless --bind-to none; default: none",
 )  # fmt: skip
 BIND_TO: Option[str | None] = Option(
-    "bind-to", parse_binding, None, metavar="core|none", group=START, complete="core none",
+    "bind-to", one_of(BINDINGS, "binding"), None, metavar="core|none", group=START, complete=" ".join(BINDINGS),
     text="core: keep each rank on cores of its own; default: what --map-by says",
 )  # fmt: skip
 ENV: Option[EnvPairs] = Option(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--peers`: pmrun and others on this machine, in alternating rounds, with the ratios and their spread.
+"""`--peers`: pmrun and others in the same place, in alternating rounds, with the ratios and their spread.
 
 Each round starts a gang per contender and variant, in turn, and each gang measures all points once, so that drift of the
 machine falls on everybody alike. Invariant: a peer that fails is reported and left out of that round; nothing else is.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +22,12 @@ from pmrun.launcher.options import (
     OPTIONS,
     Option,
     Values,
+    one_of,
     parse_duration_above_zero,
     parse_flag,
     parse_text,
     suggestion,
+    whole_number,
 )  # fmt: skip
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -51,28 +52,8 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(parse_size(part.strip()) for part in text.split(","))
 
 
-def _whole(least: int, most: int, what: str) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise ValueError(f"{what} is a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def _one_of(words: tuple[str, ...], what: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(
-                f"there is no {what} '{text}'{suggestion(text, list(words))}; choose one of: {', '.join(words)}"
-            )
-        return text
-
-    return parse
-
-
 def parse_peers(text: str) -> tuple[str, ...]:
-    check = _one_of(tuple(PEERS), "peer")
+    check = one_of(tuple(PEERS), "peer")
     return tuple(check(part.strip()) for part in text.split(","))
 
 
@@ -85,19 +66,19 @@ SIZES: Option[tuple[int, ...] | None] = Option(
 SMALLEST = Option("min", parse_size, 8, metavar="SIZE", group=WHAT, settable=False, text="smallest size; default: 8")
 LARGEST = Option("max", parse_size, 16 << 20, metavar="SIZE", group=WHAT, settable=False, text="largest; default: 16M")
 FACTOR = Option(
-    "factor", _whole(2, 1 << 30, "the factor"), 8, metavar="N", group=WHAT, settable=False,
+    "factor", whole_number(2, 1 << 30, "the factor"), 8, metavar="N", group=WHAT, settable=False,
     text="each size is so many times the one before; default: 8",
 )  # fmt: skip
 DTYPE = Option(
-    "dtype", _one_of(tuple(ITEM_BYTES), "dtype"), "float32", metavar="NAME", group=WHAT, settable=False,
+    "dtype", one_of(tuple(ITEM_BYTES), "dtype"), "float32", metavar="NAME", group=WHAT, settable=False,
     complete=" ".join(ITEM_BYTES), text="type of the elements, by numpy's name, or bfloat16; default: float32",
 )  # fmt: skip
 OP = Option(
-    "op", _one_of(OPS, "reduction"), "sum", metavar="|".join(OPS), group=WHAT, settable=False, complete=" ".join(OPS),
+    "op", one_of(OPS, "reduction"), "sum", metavar="|".join(OPS), group=WHAT, settable=False, complete=" ".join(OPS),
     text="what reductions do; default: sum",
 )  # fmt: skip
 MEMORY = Option(
-    "memory", _one_of(MEMORIES, "kind of memory"), "private", metavar="private|library", group=WHAT, settable=False,
+    "memory", one_of(MEMORIES, "kind of memory"), "private", metavar="private|library", group=WHAT, settable=False,
     complete="private library", text="numpy's own arrays, or those of pm.empty; default: private",
 )  # fmt: skip
 TIME = Option(
@@ -105,7 +86,7 @@ TIME = Option(
     text="how long each point is measured; default: 100ms",
 )  # fmt: skip
 WARM_UP = Option(
-    "warm-up", _whole(0, 1_000_000, "the warm-up"), 6, metavar="CALLS", group=WHAT, settable=False,
+    "warm-up", whole_number(0, 1_000_000, "the warm-up"), 6, metavar="CALLS", group=WHAT, settable=False,
     text="calls before a point is timed; default: 6",
 )  # fmt: skip
 CHECK = Option(
@@ -126,14 +107,16 @@ PLOT: Option[str | None] = Option(
 )  # fmt: skip
 AGAINST: Option[tuple[str, ...]] = Option(
     "peers", parse_peers, (), metavar=",".join(PEERS), group=OTHERS, settable=False, repeatable=True,
-    text="measure these beside pmrun on this machine, in turn, and show ratios with their spread",
+    complete=" ".join(PEERS),
+    text="measure these beside pmrun in the same place, in turn, and show ratios with their spread",
 )  # fmt: skip
 ROUNDS = Option(
-    "rounds", _whole(1, 1000, "the number of rounds"), 3, metavar="N", group=OTHERS, settable=False,
+    "rounds", whole_number(1, 1000, "the number of rounds"), 3, metavar="N", group=OTHERS, settable=False,
     text="with --peers: how often each has its turn; default: 3",
 )  # fmt: skip
 INSTALL: Option[tuple[str, ...]] = Option(
     "install-peers", parse_peers, (), metavar="NAMES", group=OTHERS, settable=False, repeatable=True,
+    complete=" ".join(PEERS),
     text="make the environments of these peers (from the package index), and end",
 )  # fmt: skip
 PEERS_DIR: Option[str | None] = Option(
@@ -260,7 +243,7 @@ Examples
   pmrun bench -n 4                                    everything, on this machine
   pmrun bench --hosts a:1,b:1 latency allreduce       between two machines
   pmrun bench -n 4 --json new.json --compare old.json what got slower
-  pmrun bench -n 4 --peers mpich,gloo allreduce       beside others
+  pmrun bench -n 4 --peers mpich,gloo allreduce       beside others, here or with --hosts
 """
 
 

@@ -41,6 +41,7 @@ class Contender:
     python: tuple[str, ...]  # what precedes a script or -m, after `command`
     binding: tuple[str, str]  # arguments of bindings.open_binding
     env: dict[str, str] = field(default_factory=dict)
+    nodes: int = 1  # that it must find itself on
 
     def script(self, path: Path, *arguments: str) -> list[str]:
         """The whole command line that runs a Python script on every rank."""
@@ -59,9 +60,10 @@ class GangFailed(Exception):
     """A contender's gang ended with an error or had to be stopped; the text says which and shows its last lines."""
 
 
-def pmrun_contender(options: list[str], memory: str) -> Contender:
+def pmrun_contender(options: list[str], memory: str, nodes: int) -> Contender:
     """pmrun as a contender, with the options of the command."""
-    return Contender("pmrun", memory, (sys.executable, "-m", "pmrun", *options), (), ("pmrun", memory))
+    command = (sys.executable, "-m", "pmrun", *options)
+    return Contender("pmrun", memory, command, (), ("pmrun", memory), nodes=nodes)
 
 
 def parse(line: str) -> Line | None:
@@ -124,6 +126,12 @@ def run_gang(contender: Contender, command: list[str], timeout_s: float) -> str:
 
 
 def measured(contender: Contender, plan: Mapping[str, Any], timeout_s: float, run: Run = run_gang) -> list[Line]:
-    """What one gang says of a plan, once it has ended well."""
+    """What one gang says of a plan, once it has ended well; GangFailed where its launcher has put it elsewhere."""
     output = run(contender, contender.measuring(plan), timeout_s)
-    return [line for line in map(parse, output.splitlines()) if line is not None]
+    lines = [line for line in map(parse, output.splitlines()) if line is not None]
+    for line in lines:
+        if line["kind"] == "world" and len(line["nodes"]) != contender.nodes:
+            where = ", ".join(name for name, _ in line["nodes"])
+            who = f"{contender.name} ({contender.variant})"
+            raise GangFailed(f"{who} ran on {where} instead of {contender.nodes} nodes; its figures are not kept")
+    return lines

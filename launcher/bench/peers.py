@@ -94,6 +94,7 @@ class Environments:
                 (folder / "complete").touch()
             else:
                 failed.append(name)
+        self._modules()  # now, as another machine may be the one that asks for it
         return failed
 
     def versions(self) -> dict[str, str]:

@@ -35,12 +35,13 @@ def run(argv: list[str]) -> int:
         return _install(choices)
     opt.check_files(choices.values)
     plan = make_plan(choices)
-    words = [*spelled(choices.settings), f"--no-{TAG.name}"]
-    contender = pmrun_contender(words, choices.values.get(opt.MEMORY))
     asked_for = [setting for setting in choices.settings if setting.option is not DRY_RUN]
     job = cli.build_job(CommandLine(asked_for, Kind.MODULE, ("pmrun.bench",)))
     if job.world_size < 2:
         raise UsageError("pmrun bench measures between ranks, and this gang has one: give at least -n 2")
+    words = [*spelled(choices.settings), f"--no-{TAG.name}"]
+    nodes = max(len(job.nodes.hosts), job.nodes.count)
+    contender = pmrun_contender(words, choices.values.get(opt.MEMORY), nodes)
     if DRY_RUN in asked:
         return cli.main(contender.measuring(plan)[3:])
     settings = settings_of(choices, job)
@@ -57,20 +58,26 @@ def run(argv: list[str]) -> int:
 
 
 def _beside(choices: opt.Choices, job: Job, contender: Contender, settings: dict[str, Any]) -> int:
-    """Measure peers too, and show all beside each other."""
-    from pmrun.launcher.bench import beside
+    """Measure peers too, in the same places, and show all beside each other."""
+    from pmrun.launcher.bench import across, beside
 
     names = choices.values.get(opt.AGAINST)
-    if job.backend != "local":
-        raise UsageError("--peers measures on this machine alone: leave out the options about several machines")
+    if job.backend == "by_hand":
+        raise UsageError("--peers starts all contenders from here: give --hosts A:8,B:8 instead of --nnodes")
     if choices.values.get(opt.COMPARE) is not None:
         raise UsageError("--compare compares pmrun with itself: leave out --peers, which compares it with others")
     if points.PAIRS in choices.operations:
         choices.operations.remove(points.PAIRS)
     environments = opt.environments(choices.values)
     environments.require(names)
-    peers = environments.contenders(names, job.world_size, record.cores())
-    print(title({**settings, "nodes": [settings["host"]]}), flush=True)
+    if job.nodes.hosts:
+        place = across.place_of(job.nodes, contender.command, record.cores(), names)
+        peers = across.contenders(environments, names, place)
+        settings["nodes"] = [name for name, _ in job.nodes.hosts]
+    else:
+        peers = environments.contenders(names, job.world_size, record.cores())
+        settings["nodes"] = [settings["host"]]
+    print(title(settings), flush=True)
     lines, failed = beside.rounds(
         [contender, *peers], make_plan(choices), job.world_size, choices.values.get(opt.ROUNDS)
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pmrun bench` between machines: by ssh, and started by hand on each."""
+"""`pmrun bench` between machines: by ssh, started by hand on each, and beside peers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pmrun.launcher.bench.peers import PEERS, Environments
+
+ENVIRONMENTS = Path(__file__).parents[2] / ".venv-bench"
 WORDS = ("--time", "1ms", "--warm-up", "1", "--sizes", "8,256K", "--check")
 
 
@@ -32,6 +35,31 @@ def test_nodes_by_hand_show_the_table_on_the_main_node_alone(start, cluster, tmp
     nodes = [
         start(name, "bench", *by_hand, "--node-rank", str(rank), *WORDS, "allreduce") for rank, name in enumerate("ab")
     ]
-    (rc, out, err), (_, other_out, other_err) = (node.finish() for node in nodes)
-    assert (rc, other_out) == (0, ""), err + other_err
+    (rc, out, err), other = (node.finish() for node in nodes)
+    assert (rc, err, other) == (0, "", (0, "", ""))
     assert out.count("allreduce") == 2
+
+
+def test_compared_with_an_earlier_run_and_drawn(pmrun, tmp_path: Path) -> None:
+    old, plot = tmp_path / "old.json", tmp_path / "times.svg"
+    words = ["bench", "--hosts", "a:1,b:1", *WORDS, "allreduce"]
+    assert pmrun("a", *words, "--json", str(old))[0] == 0
+    rc, out, err = pmrun("a", *words, "--compare", str(old), "--plot", str(plot))
+    assert (rc, err) == (0, ""), err
+    assert " of 2 points that both have are slower beyond the spread of both" in out
+    assert "allreduce, 2 ranks" in plot.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", list(PEERS))
+def test_peers_run_on_the_same_machines(pmrun, tmp_path: Path, peer: str) -> None:
+    if peer not in Environments(ENVIRONMENTS).available():
+        pytest.skip(f"{peer} is not installed: python benchmarks/peers.py does it")
+    path = tmp_path / "new.json"
+    words = ["--hosts", "a:1,b:1", *WORDS, "--rounds", "1", "--peers", peer, "--peers-dir", str(ENVIRONMENTS)]
+    rc, out, err = pmrun("d", "bench", *words, "allreduce", "latency", "--json", str(path))
+    assert rc == 0, err
+    kept = json.loads(path.read_text())
+    assert kept["complete"] and kept["settings"]["nodes"] == ["a", "b"]
+    assert {line["contender"] for line in kept["lines"]} == {"pmrun", PEERS[peer].shown}
+    assert "best peer's time over pmrun's" in out

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 
 from pmrun.bench import points
+from pmrun.errors import UsageError
+from pmrun.launcher.bench import across
 from pmrun.launcher.bench.gangs import Contender, GangFailed, measured, run_gang
 from pmrun.launcher.bench.peers import PEERS, Environments
 from pmrun.launcher.bench.standings import Standings
+from pmrun.launcher.job import Nodes
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bench_report", "nodes", "peers")
+MODULES = ("bench_report", "bench_collectives", "bench_nodes", "nodes", "peers", "stranger", "strangers")
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +180,8 @@ def test_a_plan_is_measured_by_whoever_runs_the_gang() -> None:
 # ---- over several machines --------------------------------------------------------------------------------
 
 
-def node_line(contender: str, variant: str, us: float, **place: Any) -> dict[str, Any]:
-    return line(contender, variant, [us], **{"ranks": "2x4", **place}) | {"kind": "nodes point"}
+def node_line(contender: str, variant: str, us: float, turn: int = 0, **place: Any) -> dict[str, Any]:
+    return line(contender, variant, [us], turn, **{"ranks": "2x4", **place}) | {"kind": "nodes point"}
 
 
 def test_layouts_are_ordered_by_their_ranks_and_kept_apart_from_one_machine() -> None:
@@ -235,10 +238,96 @@ def test_a_layout_that_cannot_be_is_refused(nodes: Any, text: str) -> None:
 
 def test_a_layout_is_started_alike_by_everybody(nodes: Any, tmp_path: Path) -> None:
     layout = nodes.Layout.parse("2x4")
-    assert (str(layout), layout.ranks, layout.hosts) == ("2x4", 8, "a:4,b:4")
-    installed = Environments(tmp_path)
-    assert set(nodes.MAKERS) == set(PEERS)
-    for make in nodes.MAKERS.values():
-        for contender in make(installed, layout):
-            assert "a:4,b:4" in contender.command or {"a,b", "-ppn", "4", "8"} <= set(contender.command)
-            assert contender.env["PYTHONPATH"] == str(tmp_path / "modules")
+    assert (str(layout), layout.ranks, layout.place.listed) == ("2x4", 8, "a:4,b:4")
+    found = across.contenders(Environments(tmp_path), list(PEERS), layout.place)
+    assert {contender.name for contender in found} == {peer.shown for peer in PEERS.values()}
+    for contender in found:
+        assert "a:4,b:4" in contender.command or {"a,b", "-ppn", "4", "8"} <= set(contender.command)
+        assert contender.env["PYTHONPATH"] == str(tmp_path / "modules")
+        assert contender.nodes == 2
+
+
+def test_who_polls_without_yielding_takes_part_where_there_is_a_core_for_each(tmp_path: Path) -> None:
+    place = across.Place((("a", 1), ("b", 1)), "eth0", False, ("pmrun",))
+    variants = [
+        {contender.variant for contender in across.contenders(Environments(tmp_path), list(PEERS), where)}
+        for where in (place, place._replace(crowded=True))
+    ]
+    assert variants[0] - variants[1] == {"single", "default", "polling"}
+
+
+@pytest.mark.parametrize(
+    ("place", "names", "text"),
+    [
+        (Nodes((("a", 1), ("me@b", 1))), ["mpich"], "do not take 'me@b': give it a name, and its user"),
+        (Nodes((("a", 1), ("b", 2))), ["gloo", "impi"], "the same number of ranks on each host"),
+        (Nodes((("a", 1), ("b", 1)), ("ssh", "-p", "2222")), ["mpich"], "take an --ssh without options"),
+    ],
+)
+def test_what_a_peers_launcher_cannot_do_is_refused(place: Nodes, names: list[str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        across.place_of(place, ["pmrun"], 2, names)
+
+
+def test_the_interface_is_that_of_the_option_or_of_the_way() -> None:
+    for interface in (None, "lo", "127.0.0.0/8"):
+        place = across.place_of(Nodes((("127.0.0.1", 3),), interface=interface), ["pmrun"], 2, ["mpich"])
+        assert (place.interface, place.crowded, place.ranks) == ("lo", True, 3)
+
+
+def test_a_peer_that_ran_elsewhere_is_left_out() -> None:
+    contender = Contender("Intel MPI", "yield", ("mpiexec",), ("python",), ("mpi", "multiple"), nodes=2)
+
+    def on_one(contender: Contender, command: list[str], timeout_s: float) -> str:
+        return '{"kind": "world", "ranks": 2, "nodes": [["a", 0]]}\n'
+
+    with pytest.raises(GangFailed, match=r"Intel MPI \(yield\) ran on a instead of 2 nodes"):
+        measured(contender, {}, 5.0, on_one)
+
+
+def test_a_run_in_slices_counts_its_rounds_on(bench: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "nodes.jsonl"
+    lines = [{"kind": "machine"}, *(node_line("MPICH", "single", 1.0, turn=turn) for turn in (0, 1))]
+    lines.append({"kind": "nodes overlap", "ranks": "2x1", "mbit": 200, "round": 0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    counted = bench["bench_nodes"].rounds_of(path)
+    assert counted == {("nodes point", "2x4", 0): 2, ("nodes overlap", "2x1", 200): 1}
+
+
+def test_the_floor_is_that_of_the_same_round(report: Any) -> None:
+    lines = [
+        node_line(who, variant, us, turn=turn, ranks="2x1", op=op, bytes=size)
+        for turn, slow in enumerate((1.0, 2.0))
+        for who, variant, op, size, us in (
+            ("plain TCP", "-", "round trip", 8, 10.0 * slow), ("plain TCP", "-", "exchange", 1 << 20, 90.0 * slow),
+            ("pmrun", "tcp", "allreduce", 8, 12.0 * slow), ("pmrun", "tcp", "allreduce", 1 << 20, 100.0 * slow),
+        )
+    ]  # fmt: skip
+    assert report.floor_rows(lines) == [
+        ["tcp: rate each way of an allreduce of 1 MiB over plain TCP's", "0.90 (0.90–0.90)", "at least 0.8"],
+        ["tcp: time of an allreduce of 8 B over plain TCP's there and back", "1.20 (1.20–1.20)", "at most 1.5"],
+    ]
+
+
+# ---- strangers --------------------------------------------------------------------------------------------------
+
+
+def test_strangers_are_compared_within_a_turn(report: Any) -> None:
+    lines = [
+        {"kind": "nodes strangers", "round": 0, "turn": turn, "sort": sort, "step_us": us, "rate": 50.0, "ports": 3}
+        | ({} if sort == "nobody" else {"accepted": 0, "refused": 1000})
+        for turn, slow in enumerate((1, 3))
+        for sort, us in (("nobody", 1000.0 * slow), ("strangers", 1020.0 * slow), ("elsewhere", 1010.0 * slow))
+    ]
+    assert [row[1] for row in report.strangers_rows(lines)] == [
+        "2,000", "0", "2,000", "1.020 (1.020–1.020)", "1.010 (1.010–1.010)", "1.010 (1.010–1.010)",
+    ]  # fmt: skip
+
+
+def test_who_is_told_more_than_everybody_is_was_let_in(bench: dict[str, Any]) -> None:
+    stranger = bench["stranger"]
+    greeting = stranger.greeting(b"CURVE")
+    for refused in (b"", greeting[:10], greeting, greeting + b"\x04\x0d\x05ERROR\x06no key"):
+        assert not stranger.let_in(refused)
+    for accepted in (bytes(64), greeting + b"\x04\x99\x07WELCOME"):
+        assert stranger.let_in(accepted)

@@ -229,7 +229,7 @@ def test_dry_run_prints_json_and_creates_nothing(kept: KeptJobs, capsys: pytest.
         ("--grace nan train.py", "--grace 'nan': a time is"),
         ("--grace -1 train.py", "--grace '-1': a time is"),
         ("--timeout 0 train.py", "--timeout '0': it must be longer than zero; leave the option out for no limit"),
-        ("--map-by node train.py", "--map-by 'node': choose 'core' or 'none'"),
+        ("--map-by node train.py", "--map-by 'node': there is no binding 'node' (did you mean none?); choose one of: core, none"),
         ("--on mars train.py", "--on mars: there is no backend 'mars'; choose one of: elsewhere, local"),
         ("--on locl train.py", "--on locl: there is no backend 'locl' (did you mean local?); choose one of"),
         ("-n 2 --stdin 2 train.py", "--stdin 2: there is no rank 2 among 2 ranks (0 to 1); choose one of them"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pmrun.launcher import cli
+from pmrun.launcher.bench.choices import TABLE
 from pmrun.launcher.options import OPTIONS
 
 SHELLS = ("bash", "zsh", "fish")
@@ -36,7 +37,7 @@ def script(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("script", SHELLS, indirect=True)
 def test_every_option_is_known(script: Path) -> None:
     text = script.read_text()
-    for option in OPTIONS:
+    for option in (*OPTIONS, *TABLE):
         assert f"-{option.name}" in text or f"-l {option.name}" in text or f"-s {option.name}" in text
 
 
@@ -66,7 +67,15 @@ def test_the_shell_accepts_it(script: Path) -> None:
         (["--grace", ""], [""]),
         (["tr"], ["train.py"]),
         (["--cwd", ""], ["folder"]),
-        ([""], ["train.py", "folder"]),
+        ([""], ["train.py", "folder", "bench", "secret"]),
+        (["b"], ["bench"]),
+        (["-n", "2", "b"], [""]),
+        (["bench", "--peers"], ["--peers", "--peers-dir"]),
+        (["bench", "--peers", "m"], ["mpich"]),
+        (["bench", "-n", "2", "allr"], ["allreduce"]),
+        (["bench", "allreduce", "--hostf"], ["--hostfile"]),
+        (["bench", "--op", "=", "pr"], ["prod"]),
+        (["-n", "2", "bench", "--peers"], [""]),
         (["train.py", "--gr"], [""]),
         (["-n", "4", "train.py", "--gr"], [""]),
         (["-m", "pkg", "--gr"], [""]),
@@ -93,6 +102,12 @@ def test_what_bash_offers(words: list[str], offered: list[str], script: Path, tm
         ("pmrun --gr", ["--grace"]),
         ("pmrun -n 4 --no-ta", ["--no-tag"]),
         ("pmrun --map-by c", ["core"]),
+        ("pmrun be", ["bench"]),
+        ("pmrun bench allreduce --peers-", ["--peers-dir"]),
+        ("pmrun bench --hostf", ["--hostfile"]),
+        ("pmrun bench --op pr", ["prod"]),
+        ("pmrun bench -n 2 allr", ["allreduce"]),
+        ("pmrun train.py --peers-", []),
         ("pmrun train.py --gr", []),
         ("pmrun -m pkg --gr", []),
     ],

@@ -69,6 +69,14 @@ class Binding(Protocol):
         """Leave the gang in an orderly way."""
 
 
+def first_ranks(places: list[tuple[object, str]]) -> list[tuple[str, int]]:
+    """Name and first rank of each node, from every rank's node and its name."""
+    firsts: dict[object, tuple[str, int]] = {}
+    for rank, (node, name) in enumerate(places):
+        firsts.setdefault(node, (name, rank))
+    return list(firsts.values())
+
+
 class Pmrun:
     """pmrun, with private or with library-allocated arrays."""
 
@@ -81,10 +89,7 @@ class Pmrun:
         self.size: int = self.world.size
         self.library = memory == "library"
         places = self.world.allgather_object((pmrun.current.node_rank(), socket.gethostname()))
-        firsts: dict[int, tuple[str, int]] = {}
-        for rank, (node, name) in enumerate(places):
-            firsts.setdefault(node, (name, rank))
-        self.nodes = list(firsts.values())
+        self.nodes = first_ranks(places)
 
     def empty(self, count: int, dtype: str) -> Array:
         array: Array = self.module.empty(count, dtype) if self.library else np.empty(count, _dtype(dtype))
@@ -156,7 +161,7 @@ class Mpi:
         self.comm: Any = MPI.COMM_WORLD
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
-        self.nodes = [(socket.gethostname(), 0)]
+        self.nodes = first_ranks([(name, name) for name in self.comm.allgather(socket.gethostname())])
 
     def type_of(self, dtype: np.dtype[Any]) -> Any:
         """MPI's own type: one made by mpi4py.util.dtlib cannot be reduced."""
@@ -238,7 +243,9 @@ class Gloo:
         self.dist.init_process_group("gloo")
         self.rank: int = self.dist.get_rank()
         self.size: int = self.dist.get_world_size()
-        self.nodes = [(socket.gethostname(), 0)]
+        names: list[str] = [""] * self.size
+        self.dist.all_gather_object(names, socket.gethostname())
+        self.nodes = first_ranks([(name, name) for name in names])
 
     def empty(self, count: int, dtype: str) -> Array:
         return np.empty(count, _dtype(dtype))
