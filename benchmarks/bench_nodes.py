@@ -221,7 +221,9 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as folder,
         options.out.open("a" if kept else "w", encoding="utf-8") as file,
-        nodes.opened_cluster(Path(folder)) as cluster,
+        nodes.opened_cluster(
+            Path(folder), max(nodes.MACHINES, *(layout.nodes for layout in options.layouts))
+        ) as cluster,
     ):
         if not kept:
             file.write(json.dumps(peers.machine_line()) + "\n")

@@ -2,13 +2,14 @@
 """From measurements to a page: reads the benchmarks' JSON lines, writes benchmarks/RESULTS.md and docs/collectives.svg.
 
 What a figure and a ratio are is said in launcher/bench/standings.py. Invariant: the page says nothing that is not in its
-input.
+input, but for sections that the input has nothing for, which stay as they were.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -18,7 +19,7 @@ from typing import Any
 import peers
 from peers import MEMORIES, TRANSPORTS
 
-from pmrun.bench.points import COLLECTIVES, MEANING, human_bytes, rates
+from pmrun.bench.points import COLLECTIVES, KIB, MEANING, human_bytes, rates
 from pmrun.launcher.bench.plot import draw
 from pmrun.launcher.bench.standings import Standings, by_size, geometric_mean, named, world_size
 
@@ -26,6 +27,8 @@ RESULTS = peers.HERE / "RESULTS.md"
 PLOT = peers.HERE.parent / "docs" / "collectives.svg"
 INPUTS = peers.HERE.parent / "build" / "bench"
 MPI = ("MPICH", "Intel MPI", "Open MPI")
+LARGE_BYTES = 16 * KIB  # of a prediction: from here on the network's rate counts
+MEASURED_ON = "Measured on"
 PLAIN = "plain TCP"  # no contender but the floor under them
 
 Line = dict[str, Any]
@@ -55,7 +58,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def machine_section(machine: Line) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return [
-        f"Measured on {machine['date']}: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{MEASURED_ON} {machine['date']}: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
         f"Linux {machine['kernel']}; load before the start {machine['load_at_start']}.",
         "",
         f"Versions: {versions}.",
@@ -264,6 +267,124 @@ def nodes_section(lines: list[Line]) -> list[str]:
     return [*parts, "", *points_section(data, TRANSPORTS)] if data.rounds else parts
 
 
+# ---- predictions ------------------------------------------------------------------------------------------
+
+
+def off_by(lines: list[Line]) -> float:
+    """How far off predictions typically are, either way: a factor."""
+    ratios = [line["predicted_us"] / line["measured_us"] for line in lines]
+    return geometric_mean([max(ratio, 1 / ratio) for ratio in ratios])
+
+
+def off_by_rows(lines: list[Line]) -> list[list[str]]:
+    """For each kind of link: layouts that the model was fitted to, and those that it had not seen."""
+    rows = []
+    for mbit in sorted({line["mbit"] for line in lines}):
+        row = [f"{mbit} Mbit/s" if mbit else "no limit"]
+        for fitted in (True, False):
+            for large in (False, True):
+                group = [
+                    line for line in lines
+                    if (line["mbit"], line["fitted"], line["size"] >= LARGE_BYTES) == (mbit, fitted, large)
+                ]  # fmt: skip
+                row.append(f"{off_by(group):.2f}× ({len(group)})" if group else "-")
+        rows.append(row)
+    return rows
+
+
+def prediction_rows(lines: list[Line]) -> list[list[str]]:
+    """One row per call, one column per layout: predicted, measured and their ratio."""
+    layouts = sorted({(line["nodes"], line["per_node"]) for line in lines})
+    found = {(line["op"], line["size"], line["nodes"], line["per_node"]): line for line in lines}
+    rows = []
+    for op, size in sorted({key[:2] for key in found}, key=lambda key: (COLLECTIVES.index(key[0]), key[1])):
+        row = [f"{op} {human_bytes(size)}"]
+        for layout in layouts:
+            line = found.get((op, size, *layout))
+            if line is None:
+                row.append("-")
+                continue
+            us, measured = line["predicted_us"], line["measured_us"]
+            row.append(f"{microseconds(us)} / {microseconds(measured)} = {us / measured:.2f}")
+        rows.append(row)
+    return rows
+
+
+def far_rows(lines: list[Line]) -> list[list[str]]:
+    nodes = sorted({line["nodes"] for line in lines})
+    found: dict[tuple[str, int], dict[int, Line]] = defaultdict(dict)
+    for line in lines:
+        found[line["op"], line["bytes"]][line["nodes"]] = line
+    rows = []
+    for (op, size), by_nodes in found.items():
+        cells = [f"{microseconds(by_nodes[count]['us'])} ({by_nodes[count]['algorithm']})" for count in nodes]
+        rows.append([f"{op} {human_bytes(size)}", *cells])
+    return rows
+
+
+def prediction_section(lines: list[Line]) -> list[str]:
+    """Everything that predict.py found: the model against measurements, and gangs that nobody measured."""
+    model = next((line for line in lines if line["kind"] == "prediction model"), None)
+    points = [line for line in lines if line["kind"] == "prediction"]
+    far = [line for line in lines if line["kind"] == "far prediction"]
+    if model is None:
+        return []
+    parameters = ", ".join(f"{name} {value:.3g}" for name, value in model["parameters"].items())
+    parts = [
+        "",
+        "## Predicted by playing the schedules",
+        "",
+        "`python benchmarks/predict.py`; benchmarks/README.md says how.",
+    ]
+    parts += ["", *machine_section(model["machine"])[:1], "", f"Fitted parameters (benchmarks/play.h): {parameters}."]
+    head = ["links", "fitted, small", "fitted, large", "not seen, small", "not seen, large"]
+    parts += [
+        "",
+        f"Typical factor between prediction and measurement, either way; large is from {human_bytes(LARGE_BYTES)} on:",
+    ]
+    parts += ["", *table(head, off_by_rows(points))]
+    for mbit in sorted({line["mbit"] for line in points}, reverse=True):
+        here = [line for line in points if line["mbit"] == mbit]
+        layouts = sorted({(line["nodes"], line["per_node"], line["fitted"]) for line in here})
+        names = [f"{nodes}x{per_node}{'' if fitted else ', not seen'}" for nodes, per_node, fitted in layouts]
+        limit = f"links of {mbit} Mbit/s" if mbit else "links without a limit"
+        parts += [
+            "",
+            f"On {limit}, µs predicted / measured = ratio:",
+            "",
+            *table(["call", *names], prediction_rows(here)),
+        ]
+    if far:
+        assumed, per_node = model["assumed"], far[0]["per_node"]
+        parts += [
+            "", f"Nodes of {per_node} ranks that have a CPU each, links of {assumed['link_gbit']:g} Gbit/s, "
+            f"{assumed['latency_us']:g} µs one way; nobody has measured these. µs:", "",
+        ]  # fmt: skip
+        names = [f"{count} nodes, {count * per_node:,} ranks" for count in sorted({line["nodes"] for line in far})]
+        parts += table(["call", *names], far_rows(far))
+    return parts
+
+
+# ---- the page ---------------------------------------------------------------------------------------------
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each heading of the second order; under "" what stands before them."""
+    parts = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def with_kept(new: str, old: str) -> str:
+    """The old page with the sections of the new one; its head too stays where the input names no machine."""
+    fresh, merged = sections(new), sections(old)
+    if old and MEASURED_ON not in fresh[""]:
+        del fresh[""]
+    for title in merged.keys() - fresh.keys():
+        print(f"bench_report: '{title or 'the head'}' stays: the input has nothing for it", file=sys.stderr)
+    merged.update(fresh)
+    return "\n\n".join((f"## {title}\n{text}" if title else text).rstrip() for title, text in merged.items()) + "\n"
+
+
 def page(lines: list[Line], data: Standings) -> str:
     machine = next((line for line in lines if line["kind"] == "machine"), None)
     origin = "Written by benchmarks/bench_report.py; benchmarks/README.md tells what is measured and how."
@@ -283,6 +404,7 @@ def page(lines: list[Line], data: Standings) -> str:
     if figures:
         parts += ["", "## Start, overhead, memory", "", *figures]
     parts += nodes_section(lines)
+    parts += prediction_section(lines)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -298,7 +420,8 @@ def main() -> int:
         return 2
     lines = [json.loads(text) for path in inputs for text in path.read_text(encoding="utf-8").splitlines()]
     data = Standings(lines)
-    options.results.write_text(page(lines, data), encoding="utf-8")
+    old = options.results.read_text(encoding="utf-8") if options.results.exists() else ""
+    options.results.write_text(with_kept(page(lines, data), old), encoding="utf-8")
     if data.rounds:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         draw(data, options.plot)

@@ -21,12 +21,12 @@ PROGRAM = ROOT / "build" / "bench" / "wire"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-g1", "-ffp-contract=off", "-fno-math-errno", "-pthread")
 
 
-def build() -> None:
-    """All objects in one call: a minute at most, and nothing to keep up to date."""
+def build(program: Path, *sources: str) -> None:
+    """A program of this folder with the core, all in one call: a minute at most, and nothing to keep up to date."""
     core = sorted(path for path in (ROOT / "_native").rglob("*.c") if path.parent.name != "bindings")
-    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    words = ["cc", *FLAGS, f"-I{ROOT / '_native'}", str(ROOT / "benchmarks" / "wire.c"), *map(str, core)]
-    subprocess.run([*words, "-o", str(PROGRAM), "-lm", "-ldl"], check=True)
+    program.parent.mkdir(parents=True, exist_ok=True)
+    words = ["cc", *FLAGS, f"-I{ROOT / '_native'}", *(str(ROOT / "benchmarks" / name) for name in sources)]
+    subprocess.run([*words, *map(str, core), "-o", str(program), "-lm", "-ldl"], check=True)
 
 
 def measure(transports: list[str]) -> dict[str, dict[int, tuple[float, float]]]:
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare the transports with a plain TCP socket.")
     parser.add_argument("transports", nargs="*", default=["tcp", "zmq"], help="which (tcp, zmq)")
     transports = parser.parse_args().transports
-    build()
+    build(PROGRAM, "wire.c")
     figures = measure(transports)
     print("| bytes | " + " | ".join(f"{name} us | GB/s | x plain" for name in figures) + " |")
     print("|" + "---|" * (1 + 3 * len(figures)))

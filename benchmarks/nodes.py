@@ -27,7 +27,8 @@ from pmrun.launcher.bench.record import cores
 sys.path.append(str(peers.HERE.parent / "tests"))
 import machines
 
-NAMES = "abcd"
+NAMES = "abcdefgh"
+MACHINES = 4  # that a cluster has where nobody asks for more
 INTERFACE = "eth0"
 Cluster = machines.Cluster
 PROGRESS_THREADS = {
@@ -98,12 +99,12 @@ def overlap_contenders(layout: Layout) -> list[Contender]:
 
 
 @contextlib.contextmanager
-def opened_cluster(folder: Path) -> Iterator[Cluster]:
+def opened_cluster(folder: Path, count: int = MACHINES) -> Iterator[Cluster]:
     """Hold the machines, or end the benchmark with the reason why they cannot be made."""
     reason = machines.why_not()
     if reason:
         raise SystemExit(f"bench_nodes: {reason}")
-    cluster = Cluster(folder, NAMES)
+    cluster = Cluster(folder, NAMES[:count])
     try:
         yield cluster
     finally:
@@ -120,8 +121,8 @@ def end_all(cluster: Cluster) -> None:
 def shape(cluster: Cluster, mbit: int) -> None:
     """Limit what every machine can send and receive to so many Mbit/s; 0 takes the limits away."""
     switch = cluster.switch
-    for name in NAMES:
-        for machine, device in ((cluster[name], INTERFACE), (switch, f"to-{name}")):
+    for name, itself in cluster.machines.items():
+        for machine, device in ((itself, INTERFACE), (switch, f"to-{name}")):
             machine.run("tc", "qdisc", "del", "dev", device, "root")  # fails where there was no limit
             if mbit:
                 limits = f"rate {mbit}mbit burst {BURST_BYTES} latency 50ms"

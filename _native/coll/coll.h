@@ -35,6 +35,8 @@ typedef struct pmr_algorithm {
     static const pmr_algorithm *const pmr_registered_##algorithm                                             \
         __attribute__((section("pmr_algorithms"), used)) = &(algorithm)
 
+/* The algorithm that runs messages of so many bytes (task->bytes) on that communicator. select.c */
+const pmr_algorithm *pmr_algorithm_choose(pmr_comm *comm, pmr_kind kind, size_t bytes);
 /* Prepares a task for the call: number, fingerprint, record, algorithm. select.c */
 pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, pmr_error *error);
 /* The same for a call on the inner communicator of the one that `outer` runs on, as a part of that call. */
@@ -48,6 +50,10 @@ void pmr_task_abandon(pmr_comm *comm);
 pmr_status pmr_span_step(pmr_task *task, pmr_error *error);
 pmr_status pmr_span_wait(pmr_task *task, int64_t deadline_ns, pmr_error *error);
 void pmr_span_abandon(pmr_comm *comm);
+
+/* What builders are told of a call that `rank` makes, where the network takes fragments of so many bytes; span_call.c */
+pmr_plan pmr_span_plan(const pmr_shape *shape, uint32_t rank, const pmr_call *call, bool in_place,
+                       uint32_t fragment_bytes);
 
 static inline pmr_status pmr_task_step(pmr_task *task, pmr_error *error)
 {

@@ -160,6 +160,13 @@ static inline pmr_step *pmr_schedule_step(const pmr_schedule *schedule, uint32_t
     return (pmr_step *)schedule->steps.data + step;
 }
 
+/* The first message to that peer, if it is short as all are, goes with the word that this rank has entered. */
+static inline bool pmr_schedule_brings_entry(const pmr_schedule *schedule, const pmr_schedule_peer *peer)
+{
+    return peer->first_send != PMR_NO_STEP && peer->longest <= PMR_EAGER_BYTES &&
+           pmr_schedule_step(schedule, peer->first_send)->amount <= PMR_EAGER_BYTES;
+}
+
 static inline const pmr_node_call *pmr_schedule_call(const pmr_schedule *schedule, const pmr_step *step)
 {
     return (const pmr_node_call *)schedule->calls.data + step->number;

@@ -231,11 +231,20 @@ static void identify(pmr_task *task)
 #endif
 }
 
-/* Numbers the call and chooses its algorithm. */
-static void prepare(pmr_task *task, pmr_comm *comm, const pmr_call *call)
+const pmr_algorithm *pmr_algorithm_choose(pmr_comm *comm, pmr_kind kind, size_t bytes)
 {
     if (!comm->chosen)
         choose_all(comm);
+    const pmr_choices *choices = &comm->choices[kind];
+    uint32_t at = 0;
+    while (bytes > choices->bytes_max[at])
+        at++;
+    return choices->algorithm[at];
+}
+
+/* Numbers the call and chooses its algorithm. */
+static void prepare(pmr_task *task, pmr_comm *comm, const pmr_call *call)
+{
     task->comm = comm;
     task->call = call;
     task->item_bytes = pmr_dtype_size(call->dtype);
@@ -245,11 +254,7 @@ static void prepare(pmr_task *task, pmr_comm *comm, const pmr_call *call)
     task->cursor = 0;
     task->step = 0;
     task->want_network = false;
-    const pmr_choices *choices = &comm->choices[call->kind];
-    uint32_t at = 0;
-    while (task->bytes > choices->bytes_max[at])
-        at++;
-    task->algorithm = choices->algorithm[at];
+    task->algorithm = pmr_algorithm_choose(comm, call->kind, task->bytes);
 }
 
 pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, pmr_error *error)

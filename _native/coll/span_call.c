@@ -133,17 +133,17 @@ static bool is_in_place(const pmr_task *task)
     return recv < send + all * task->item_bytes && send < recv + own * task->item_bytes;
 }
 
-static pmr_plan plan_of(const pmr_runner *runner, const pmr_task *task, bool in_place)
+pmr_plan pmr_span_plan(const pmr_shape *shape, uint32_t rank, const pmr_call *call, bool in_place,
+                       uint32_t fragment_bytes)
 {
-    const pmr_call *call = task->call;
-    uint32_t fragment = runner->span->hub->endpoint->fragment_bytes / PMR_LINE * PMR_LINE;
+    uint32_t fragment = fragment_bytes / PMR_LINE * PMR_LINE;
     fragment = fragment < FRAGMENT_BYTES_MIN ? FRAGMENT_BYTES_MIN : fragment;
     bool reducing = is(call, REDUCING);
     pmr_dtype partial = reducing ? pmr_partial_dtype(call->op, call->dtype) : call->dtype;
-    return (pmr_plan){.shape = &runner->span->shape,
-                      .rank = task->comm->rank,
+    return (pmr_plan){.shape = shape,
+                      .rank = rank,
                       .call = call,
-                      .item_bytes = task->item_bytes,
+                      .item_bytes = pmr_dtype_size(call->dtype),
                       .partial_bytes = pmr_dtype_size(partial),
                       .widens = partial != call->dtype,
                       .finishes = partial != call->dtype || (reducing && call->op == PMR_AVG),
@@ -192,7 +192,8 @@ static pmr_status build(pmr_runner *runner, pmr_task *task, bool in_place, pmr_s
 {
     const pmr_call *call = task->call;
     forget(kept);
-    pmr_plan plan = plan_of(runner, task, in_place);
+    pmr_plan plan = pmr_span_plan(&runner->span->shape, task->comm->rank, call, in_place,
+                                  runner->span->hub->endpoint->fragment_bytes);
     task->algorithm->build(&plan, &kept->schedule);
     pmr_status status = pmr_schedule_end(&kept->schedule, error);
     if (!status && list_steps(kept))

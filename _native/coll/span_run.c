@@ -178,13 +178,6 @@ static bool waits_for_node_alone(const pmr_runner *runner)
 
 /* ---- messages (under the hub's lock) ---- */
 
-/* The first short message goes with the word that this rank has entered. */
-static bool brings_entry(const pmr_schedule *schedule, const pmr_schedule_peer *peer)
-{
-    return peer->first_send != PMR_NO_STEP && peer->longest <= PMR_EAGER_BYTES &&
-           pmr_schedule_step(schedule, peer->first_send)->amount <= PMR_EAGER_BYTES;
-}
-
 /* *refused: no room now; false: the peer has not entered. */
 static bool send_one(pmr_runner *runner, uint32_t number, bool *refused)
 {
@@ -193,7 +186,7 @@ static bool send_one(pmr_runner *runner, uint32_t number, bool *refused)
     const pmr_schedule_peer *peer = &schedule->peers[step->source];
     const void *payload = pmr_runner_at(runner, step->from);
     if (step->amount <= PMR_EAGER_BYTES) {
-        bool enters = step->number == 0 && brings_entry(schedule, peer);
+        bool enters = step->number == 0 && pmr_schedule_brings_entry(schedule, peer);
         *refused = !pmr_span_send(runner->span, step->peer, enters ? PMR_PACKET_ENTER : PMR_PACKET_DATA,
                                   enters ? peer->send_bytes : step->number, enters, payload,
                                   (uint32_t)step->amount);
@@ -314,7 +307,7 @@ static pmr_status enter(pmr_runner *runner)
         pmr_hub_lock(span->hub);
         for (; room && runner->enter_next < schedule->peer_count; runner->enter_next += room) {
             const pmr_schedule_peer *peer = &schedule->peers[runner->enter_next];
-            if (!brings_entry(schedule, peer))
+            if (!pmr_schedule_brings_entry(schedule, peer))
                 room = pmr_span_send(span, peer->rank, PMR_PACKET_ENTER, peer->send_bytes, 0, NULL, 0);
         }
         if (!room)

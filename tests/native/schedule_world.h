@@ -330,13 +330,13 @@ static inline void sim_work(const sim_rank *self, const pmr_step *step)
     uint64_t bytes = step->kind == PMR_STEP_COPY ? step->amount : step->amount * sizeof(word);
     word *to = bytes ? sim_at(self, step->to, bytes) : NULL;
     const pmr_place *places = (const pmr_place *)self->schedule.sources.data + step->source;
+    bool reduces = step->kind == PMR_STEP_REDUCE || step->kind == PMR_STEP_REDUCE_ALL;
+    word *values = reduces ? malloc(step->sources * sizeof *values) : NULL;
     for (uint64_t i = 0; i < bytes / sizeof(word); i++) {
-        if (step->kind == PMR_STEP_REDUCE || step->kind == PMR_STEP_REDUCE_ALL) {
-            word *values = malloc(step->sources * sizeof *values);
+        if (reduces) {
             for (uint32_t source = 0; source < step->sources; source++)
                 values[source] = *sim_at(self, pmr_place_plus(places[source], i * sizeof(word)), sizeof(word));
             to[i] = tree(values, step->sources);
-            free(values);
             continue;
         }
         word from = *sim_at(self, pmr_place_plus(step->from, i * sizeof(word)), sizeof(word));
@@ -344,6 +344,7 @@ static inline void sim_work(const sim_rank *self, const pmr_step *step)
                 : step->kind == PMR_STEP_FINISH ? finished(from, step->peer)
                                                 : from;
     }
+    free(values);
 }
 
 static inline void sim_event_run(sim_world *world, sim_event event)
