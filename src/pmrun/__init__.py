@@ -37,11 +37,21 @@ _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("empty", "zeros", "shared", "shared_arrays"), "pmrun.arrays"),
     **dict.fromkeys(("Request", "Status", "wait_all", "wait_any", "ANY_SOURCE", "ANY_TAG"), "pmrun._native"),
     "Communicator": "pmrun.communicator",
+    "Checkpoint": "pmrun.checkpoint.checkpoint",
     **dict.fromkeys(_OPERATIONS, "pmrun.operations"),
     **dict.fromkeys(
         (
-            *("AlreadyInitializedError", "CollectiveError", "CollectiveMismatch", "CollectiveTimeout", "ForkedError"),
-            *("GangStopped", "LaunchError", "MessageTruncated", "NotInitializedError", "PmrunError", "RankFailed"),
+            *("AlreadyInitializedError", "CheckpointError", "CollectiveError", "CollectiveMismatch"),
+            *(
+                "CollectiveTimeout",
+                "ForkedError",
+                "GangStopped",
+                "LaunchError",
+                "MessageTruncated",
+                "NotInitializedError",
+                "PmrunError",
+                "RankFailed",
+            ),
             *("RequestTimeout", "StoreError", "StoreTimeout", "UsageError"),
         ),
         "pmrun.errors",
@@ -63,6 +73,7 @@ if TYPE_CHECKING:  # "as" and "*" make a name this package's own
         wait_any as wait_any,
     )
     from pmrun.arrays import empty as empty, shared as shared, shared_arrays as shared_arrays, zeros as zeros
+    from pmrun.checkpoint.checkpoint import Checkpoint as Checkpoint
     from pmrun.communicator import Communicator as Communicator
     from pmrun.context import init as init, is_initialized as is_initialized, shutdown as shutdown
     from pmrun.current import (
@@ -75,6 +86,7 @@ if TYPE_CHECKING:  # "as" and "*" make a name this package's own
     )
     from pmrun.errors import (
         AlreadyInitializedError as AlreadyInitializedError,
+        CheckpointError as CheckpointError,
         CollectiveError as CollectiveError,
         CollectiveMismatch as CollectiveMismatch,
         CollectiveTimeout as CollectiveTimeout,

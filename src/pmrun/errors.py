@@ -131,5 +131,10 @@ class StoreTimeout(StoreError, TimeoutError):
         return str(self.args[0])
 
 
+class CheckpointError(PmrunError, RuntimeError):
+    """A checkpoint cannot be saved or loaded: a full disk, a directory that may not be written, another job that saves
+    there, damage. What was complete before stays. Raised on every rank."""
+
+
 class LaunchError(PmrunError):
     """The gang could not be started whole."""
