@@ -3,6 +3,7 @@
 
     pmrun -n 8 examples/train_digits.py                      # eight ranks on this machine
     pmrun -n 8 examples/train_digits.py --memory private     # the same bits from ordinary numpy arrays
+    pmrun -n 8 examples/train_digits.py --checkpoint runs/a  # the same bits, however often it is ended and started again
     python examples/train_digits.py                          # no launcher: a world of one
 
 What happens: rank 0 reads scikit-learn's 1797 images of 8x8 pixels and the ranks share them out; weights start
@@ -125,6 +126,15 @@ class Network:
                 layer.bias[:] = 0
         for layer in self.layers:
             self.world.broadcast(layer.parameters, root=0)
+
+    def state(self) -> list[dict[str, Floats]]:
+        """Return what training changes; the arrays are the network's own."""
+        return [{"parameters": layer.parameters, "velocity": layer.velocity} for layer in self.layers]
+
+    def restore(self, state: list[dict[str, Floats]]) -> None:
+        """Go on from a `state` of the same network."""
+        for layer, saved in zip(self.layers, state, strict=True):
+            layer.parameters[:], layer.velocity[:] = saved["parameters"], saved["velocity"]
 
     def predict(self, x: Floats) -> Floats:
         """Return the scores of the ten classes, one row per image."""
@@ -293,6 +303,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--memory", choices=("library", "private"), default="library", help="where gradients lie")
+    parser.add_argument("--checkpoint", metavar="DIR", help="save each epoch there, and go on from the last one")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256], help="widths of the hidden layers")
     options = parser.parse_args()
     if options.epochs < 1 or options.batch < 1 or min(options.hidden) < 1:
@@ -322,14 +333,24 @@ def main() -> int:
     say(f"world size {world.size}: {len(train)} images to train on, {len(test)} to test, {rows} per rank and step")
     say(f"network {'-'.join(map(str, sizes))}, {parameters:,} weights, gradients in {options.memory} memory")
 
+    checkpoint = pm.Checkpoint(options.checkpoint) if options.checkpoint else None
+    first = 0  # epoch that is still to do; each is a function of seed, epoch and world size
+    if checkpoint:
+        first, saved = checkpoint.load(network.state())
+        network.restore(saved)
+
     watches: dict[bool, list[Stopwatch]] = {True: [], False: []}
-    for epoch in range(options.epochs):
+    for epoch in range(first, options.epochs):
         overlap = epoch % CALIBRATE_EVERY != CALIBRATE_EVERY - 1
         loss, watch = train_epoch(network, training, [options.seed, epoch], options.lr, overlap)
-        if epoch > 0:  # the first also loads caches and wakes the progress engine
+        if checkpoint:
+            checkpoint.isave(epoch + 1, network.state())  # written while the next epoch runs
+        if epoch > first:  # the first also loads caches and wakes the progress engine
             watches[overlap].append(watch)
         if epoch % 4 == 0 or epoch == options.epochs - 1:
             say(f"epoch {epoch + 1:3d}  loss {loss:.4f}  test accuracy {accuracy(network, testing):.4f}")
+    if checkpoint:
+        checkpoint.wait()
     if watches[True] and watches[False]:
         say(describe_overlap(world.size, over_ranks(world, watches[True]), over_ranks(world, watches[False])))
 

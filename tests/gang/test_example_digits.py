@@ -62,3 +62,11 @@ def test_plain_python_is_a_world_of_one_with_the_same_weights() -> None:
     )
     assert alone.returncode == 0, alone.stderr
     assert weights_hash(alone.stdout) == weights_hash(train(1, *options))
+
+
+def test_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path: Path) -> None:
+    saved = ("--checkpoint", str(tmp_path / "runs"))
+    train(2, "--epochs", "2", *saved)
+    resumed = train(2, "--epochs", "4", *saved)
+    assert "epoch   1" not in resumed
+    assert weights_hash(resumed) == weights_hash(train(2, "--epochs", "4"))
