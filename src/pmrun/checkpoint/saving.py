@@ -109,7 +109,7 @@ class Task(NamedTuple):
                 digest.update(block)
                 yield block
 
-        self.place.storage.put(version, name, blocks())
+        self.place.storage.put(version, name, shard.size, blocks())
         return Piece(name, shard.size, digest.hexdigest())
 
     def _judge(self, writer: Writer, version: Version) -> None:

@@ -46,8 +46,8 @@ class Storage(Protocol):
     def claim(self, version: str) -> None:
         """Make a version, without files; `Taken` if it is there."""
 
-    def put(self, version: str, name: str, blocks: Iterator[memoryview]) -> None:
-        """Write a file of a claimed version."""
+    def put(self, version: str, name: str, size: int, blocks: Iterator[memoryview]) -> None:
+        """Write a file of a claimed version; `size` is that of all blocks."""
 
     def get(self, version: str, name: str, sink: Sink) -> None:
         """Read a file; `Missing` if it is not there."""

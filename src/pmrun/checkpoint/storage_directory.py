@@ -74,7 +74,7 @@ class Directory:
             raise Taken(version) from None
         _sync_directory(self._root)
 
-    def put(self, version: str, name: str, blocks: Iterator[memoryview]) -> None:
+    def put(self, version: str, name: str, size: int, blocks: Iterator[memoryview]) -> None:
         folder = os.path.join(self._root, version)
         part = os.path.join(folder, name + _PART)
         with open(part, "wb", buffering=0) as file:

@@ -156,7 +156,8 @@ class Writer:
 
     def complete(self, version: Version, manifest: Manifest) -> None:
         """Write the manifest: from then on the version counts."""
-        self._storage.put(version.name, MANIFEST, iter((memoryview(seal(manifest)),)))
+        text = seal(manifest)
+        self._storage.put(version.name, MANIFEST, len(text), iter((memoryview(text),)))
 
     def abandon(self, version: Version) -> None:
         """Remove what a save that failed has written."""
