@@ -345,6 +345,9 @@ def main() -> int:
         loss, watch = train_epoch(network, training, [options.seed, epoch], options.lr, overlap)
         if checkpoint:
             checkpoint.isave(epoch + 1, network.state())  # written while the next epoch runs
+            if pm.should_stop():  # SIGTERM, or a spot notice
+                checkpoint.wait()
+                pm.exit_resumable()
         if epoch > first:  # the first also loads caches and wakes the progress engine
             watches[overlap].append(watch)
         if epoch % 4 == 0 or epoch == options.epochs - 1:

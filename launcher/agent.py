@@ -56,6 +56,10 @@ class SignalRanks(msgspec.Struct, frozen=True):
     number: int
 
 
+class AskToStop(msgspec.Struct, frozen=True):
+    """Let `pm.should_stop()` say so; send SIGTERM only to the ranks that never asked it."""
+
+
 class KillAll(msgspec.Struct, frozen=True):
     """SIGKILL to every descendant."""
 
@@ -98,7 +102,7 @@ class Exit(msgspec.Struct, frozen=True):
     """End the agent."""
 
 
-Action = Send | Launch | SignalRanks | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput | Exit
+Action = Send | Launch | SignalRanks | AskToStop | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput | Exit
 
 
 class Agent:
@@ -133,7 +137,9 @@ class Agent:
         if isinstance(message, wire.Stdin):
             return [FeedStdin(message.data)] if self.phase <= Phase.RUNNING else []
         if isinstance(message, wire.Signal):
-            return [SignalRanks(message.number)] if self.phase is Phase.RUNNING else []
+            if self.phase is not Phase.RUNNING:
+                return []
+            return [AskToStop() if message.number == _SIGTERM else SignalRanks(message.number)]
         if isinstance(message, wire.Stop):
             return self._on_stop(message, now)
         if isinstance(message, (wire.Leave, wire.Refused)):
@@ -159,7 +165,7 @@ class Agent:
         if exited.rank not in self._alive:
             return []
         self._alive.discard(exited.rank)
-        failed = exited.status != 0
+        failed = exited.status != 0 and not exited.resumable
         actions: list[Action] = []
         if failed:
             actions.append(self._blame(exited))

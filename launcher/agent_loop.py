@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -28,7 +29,7 @@ from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.placement import cores, map_by_core
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.rank_streams import InputStream, OutputStream
-from pmrun.window import Window, heap_bytes
+from pmrun.window import HEED_AGREED, Window, heap_bytes
 
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
 
@@ -236,6 +237,7 @@ class AgentLoop:
             err_tail=err.tail() if status else b"",
             last_call=f"{call}{' (still inside)' if call.inside else ''}" if call else "",
             standing=self._standing.get(rank),
+            resumable=status == ExitCode.RESUMABLE and self._window.heed(local_rank) == HEED_AGREED,
         )
         self._do(self._machine.on_rank_exited(exited, time.monotonic()))
 
@@ -285,7 +287,9 @@ class AgentLoop:
             elif isinstance(action, agent.FeedStdin):
                 self._feed_stdin(action.data)
             elif isinstance(action, agent.SignalRanks):
-                self._signal_ranks(action.number)
+                self._signal_ranks(action.number, self._processes.values())
+            elif isinstance(action, agent.AskToStop):
+                self._ask_to_stop()
             elif isinstance(action, agent.KillAll):
                 self._kill_all()
             elif isinstance(action, agent.DrainOutput):
@@ -363,8 +367,17 @@ class AgentLoop:
             self._beat(time.monotonic())  # a thousand ranks take longer than a lease where the machine is loaded
         return None
 
-    def _signal_ranks(self, number: int) -> None:
-        for process in self._processes.values():
+    def _ask_to_stop(self) -> None:
+        """Ranks that ask learn of it at their next step, and their children not at all."""
+        if self._window is None or self._start is None:
+            return
+        self._window.ask_to_stop()
+        first, heed = self._start.first_rank, self._window.heed
+        deaf = [process for process in self._processes.values() if not heed(process.rank - first)]
+        self._signal_ranks(signal.SIGTERM, deaf)
+
+    def _signal_ranks(self, number: int, processes: Iterable[rank_process.RankProcess]) -> None:
+        for process in processes:
             if number not in (signal.SIGSTOP, signal.SIGCONT):  # which end nobody
                 self._sent[process.rank] = number
                 if process.rank not in self._standing:
@@ -385,7 +398,7 @@ class AgentLoop:
         return wire.Standing(str(last) if last else "", False)
 
     def _kill_all(self) -> None:
-        self._signal_ranks(signal.SIGKILL)
+        self._signal_ranks(signal.SIGKILL, self._processes.values())
         if process_tree.any_child():
             process_tree.kill_descendants()
         self._reap()

@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     MISMATCH = "mismatch"  # calls of the ranks differ, or a collective's time ran out
     START = "start"
     SIGNAL = "signal"
+    RESUMABLE = "resumable"  # the ranks agreed to stop, without a signal to pmrun
     TIMEOUT = "timeout"
     AGENT = "agent"
     OUTPUT = "output"  # nobody reads pmrun's output any more
@@ -244,9 +245,19 @@ class Gang:
         fields = {"rank": exited.rank, "pid": exited.pid, "status": exited.status, "oom": exited.oom}
         actions = self._note_start(exited.rank, exited.pid)
         actions.append(Note("rank_exited", {**fields, "stopped": exited.sent_signal != 0}))
-        if exited.status != 0 and self.cause is None:
+        if exited.resumable:
+            if self.cause is None:
+                text = "the ranks agreed to stop (pm.should_stop)"
+                cause = Cause(Kind.RESUMABLE, text, ExitCode.RESUMABLE, rank=exited.rank)
+                actions += self._end(cause, self._limits.grace_s, TERM_S, tell=False)
+        elif exited.status != 0 and (self.cause is None or self._agreed_and_failed(exited)):
+            self.cause = None
             actions += self._end(self._failure(exited), SETTLE_S, TERM_S)
         return actions
+
+    def _agreed_and_failed(self, exited: wire.RankExited) -> bool:
+        """Whether a rank failed by itself while the others ended as they had agreed: then that is the cause."""
+        return self.cause is not None and self.cause.kind is Kind.RESUMABLE and not exited.sent_signal
 
     def _failure(self, exited: wire.RankExited) -> Cause:
         """The first bad exit, and whom it has to thank for it."""
@@ -329,6 +340,13 @@ class Gang:
         """The culprit's own code where it ended by itself, else that of the first rank that failed."""
         if self.cause is None:
             return ExitCode.OK
+        if self.cause.kind in (Kind.SIGNAL, Kind.TIMEOUT, Kind.RESUMABLE):
+            exits = self._exits.values()
+            bad = [exited for exited in exits if exited.status and not exited.resumable]
+            if not bad and any(exited.resumable for exited in exits):
+                return ExitCode.RESUMABLE
+            if bad and self.cause.kind is Kind.RESUMABLE:
+                return exit_code(bad[0].status)
         culprit = self._exits.get(self.cause.rank)
         if self.cause.kind is Kind.RANK and culprit is not None and culprit.status and not culprit.sent_signal:
             return exit_code(culprit.status)

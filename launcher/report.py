@@ -35,14 +35,16 @@ def compose(outcome: Outcome) -> str:
     cause = outcome.cause
     lines: list[str] = []
     if cause is not None and not _reader_left(cause):
-        if cause.kind is Kind.RANK:
+        if outcome.code == ExitCode.RESUMABLE and cause.kind in (Kind.SIGNAL, Kind.TIMEOUT, Kind.RESUMABLE):
+            lines.append(f"{cause.text}; the job can be resumed: start it again to go on (exit code {outcome.code})")
+        elif cause.kind is Kind.RANK:
             lines += _failed_rank(outcome, cause.rank, cause.witness, cause.text)
         elif cause.kind is Kind.MISMATCH:
             lines.append(cause.text)
             lines += _evidence(outcome, cause.witness)
         else:
             lines.append(cause.text)
-            if cause.kind in (Kind.SIGNAL, Kind.TIMEOUT):
+            if cause.kind in (Kind.SIGNAL, Kind.TIMEOUT, Kind.RESUMABLE):
                 lines += _standings(outcome, cause.kind)
         if cause.kind in (Kind.RANK, Kind.MISMATCH):
             culprit = outcome.exits.get(cause.rank)

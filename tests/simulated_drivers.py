@@ -113,6 +113,8 @@ class Node:
                 job.departed(self, action.rank)
             elif isinstance(action, agent.SignalRanks):
                 self.signal(action.number)
+            elif isinstance(action, agent.AskToStop):
+                self.signal(15)  # these ranks never ask
             elif isinstance(action, agent.KillAll):
                 self.signal(9)
                 if not self.alive:

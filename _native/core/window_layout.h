@@ -44,6 +44,12 @@ enum pmr_rank_state {
     PMR_RANK_FAILED = 4    /* by the agent: it ended otherwise */
 };
 
+enum pmr_heed { /* whether a rank asks if it should stop: then it is not signalled when the gang is told to */
+    PMR_HEED_NONE = 0,
+    PMR_HEED_ASKS = 1,
+    PMR_HEED_AGREED = 2 /* all ranks stop at this step */
+};
+
 typedef struct pmr_window_header { /* at byte 0 */
     uint64_t magic;
     uint32_t version; /* 1 */
@@ -57,12 +63,14 @@ typedef struct pmr_window_header { /* at byte 0 */
     pmr_window_abort abort; /* byte 64 */
     uint8_t reserved2[1024 - 64 - sizeof(pmr_window_abort)];
     uint32_t departures; /* byte 1024: how often a rank_state became LEFT or FAILED */
-    uint32_t reserved3[15];
+    uint32_t stop_asked; /* byte 1028: the agent was told that the gang shall stop; read by pm.should_stop() */
+    uint32_t reserved3[14];
     uint32_t rank_state[PMR_WINDOW_RANKS_MAX]; /* byte 1088, by local rank */
+    uint8_t heed[PMR_WINDOW_RANKS_MAX];        /* byte 5184, pmr_heed by local rank; written by the rank */
 } pmr_window_header;
 
 _Static_assert(sizeof(pmr_window_abort) == 848, "window layout");
-_Static_assert(sizeof(pmr_window_header) == 1088 + 4 * PMR_WINDOW_RANKS_MAX, "window layout");
+_Static_assert(sizeof(pmr_window_header) == 1088 + 5 * PMR_WINDOW_RANKS_MAX, "window layout");
 
 /* ---- the flight recorder: one per local rank, from byte PMR_WINDOW_HEADER_BYTES on ---- */
 

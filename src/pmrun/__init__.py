@@ -38,6 +38,7 @@ _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("Request", "Status", "wait_all", "wait_any", "ANY_SOURCE", "ANY_TAG"), "pmrun._native"),
     "Communicator": "pmrun.communicator",
     "Checkpoint": "pmrun.checkpoint.checkpoint",
+    **dict.fromkeys(("should_stop", "exit_resumable", "RESUMABLE"), "pmrun.preemption"),
     **dict.fromkeys(_OPERATIONS, "pmrun.operations"),
     **dict.fromkeys(
         (
@@ -103,6 +104,7 @@ if TYPE_CHECKING:  # "as" and "*" make a name this package's own
         UsageError as UsageError,
     )
     from pmrun.operations import *  # noqa: F403 - the types of _OPERATIONS
+    from pmrun.preemption import RESUMABLE as RESUMABLE, exit_resumable as exit_resumable, should_stop as should_stop
 
     world: Communicator
     peers: tuple[str, ...]

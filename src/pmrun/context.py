@@ -38,6 +38,7 @@ _world: Communicator | None = None
 _init_site = ""  # where the running, or the last, init was called
 _init_pid = 0
 _in_gang = False  # the world is not this process alone
+_window = (-1, 0)  # the node's window as a descriptor, -1: none; and this rank's place in it
 _gang_left = False  # a rank of a gang shut down: its place is given up for good
 _previous_hook = sys.excepthook
 
@@ -64,7 +65,7 @@ def init(timeout: float | None = None) -> Communicator:
 
 def join(timeout: float | None, exchange: network.Exchange | None) -> Communicator:
     """`init`, with another way for the ranks of several nodes to tell each other their addresses than the store."""
-    global _world, _init_site, _init_pid, _in_gang
+    global _world, _init_site, _init_pid, _in_gang, _window
     if _world is not None:
         _refuse_child()
         raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
@@ -89,6 +90,7 @@ def join(timeout: float | None, exchange: network.Exchange | None) -> Communicat
         native.close_context()
         raise
     _world, _init_site, _init_pid, _in_gang = opened, _caller(), os.getpid(), descriptor >= 0
+    _window = (descriptor, local_rank)
     atexit.register(shutdown)
     _install_hook()
     return opened
@@ -119,6 +121,12 @@ def world() -> Communicator:
         raise NotInitializedError("pmrun is not initialized in this process: call pm.init() first")
     _refuse_child()
     return _world
+
+
+def window() -> tuple[int, int]:
+    """For pmrun itself: the descriptor of the node's window (-1 where the world is this process), and the place in it."""
+    world()
+    return _window
 
 
 def _refuse_child() -> None:

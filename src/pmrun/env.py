@@ -33,6 +33,7 @@ KERNELS = "PMRUN_KERNELS"  # "portable", "avx2", "avx512": force a kernel set (t
 SINGLE_COPY = "PMRUN_SINGLE_COPY"  # bytes from which on a rank reads another's memory by process_vm_readv; "0": never
 COLLECTIVE_TIMEOUT = "PMRUN_COLLECTIVE_TIMEOUT"  # seconds for a blocking collective; default: none
 FOREIGN = "PMRUN_FOREIGN"  # "0": not a rank, whatever launcher's variables are there (mpirun, torchrun, srun, ...)
+PREEMPT_FILE = "PMRUN_PREEMPT_FILE"  # a path: once something is there, pm.should_stop() says so (spot notices)
 # Seconds for ranks to find each other: those of another launcher from pm.init() on (default: 60), those of several nodes
 # until data came through (default: --start-timeout).
 JOIN_TIMEOUT = "PMRUN_JOIN_TIMEOUT"

@@ -32,10 +32,16 @@ NODE_NAME_BYTES: Final = 64
 ERROR_TEXT_BYTES: Final = 768
 
 DEPARTURES_OFFSET: Final = 1024
+STOP_ASKED_OFFSET: Final = 1028
 RANK_STATE_OFFSET: Final = 1088
 RANK_ATTACHED: Final = 1
 RANK_LEFT: Final = 3
 RANK_FAILED: Final = 4
+
+HEED_OFFSET: Final = 5184
+HEED_NONE: Final = 0
+HEED_ASKS: Final = 1
+HEED_AGREED: Final = 2
 
 RECORDER_STRIDE: Final = 65536
 RECORDER_ENTRIES: Final = 256
@@ -161,6 +167,14 @@ class Window:
         """What the rank, or this agent, said last about itself."""
         (state,) = _WORD.unpack(os.pread(self.fd, _WORD.size, RANK_STATE_OFFSET + 4 * local_rank))
         return int(state)
+
+    def ask_to_stop(self) -> None:
+        """Let `pm.should_stop()` say so, on the ranks that ask."""
+        os.pwrite(self.fd, _WORD.pack(1), STOP_ASKED_OFFSET)
+
+    def heed(self, local_rank: int) -> int:
+        """Whether the rank asks if it should stop, or has agreed to: HEED_..."""
+        return os.pread(self.fd, 1, HEED_OFFSET + local_rank)[0]
 
     def last_call(self, local_rank: int) -> Call | None:
         """The newest call in a rank's flight recorder, if it ever made one."""

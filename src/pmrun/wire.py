@@ -176,6 +176,7 @@ class RankExited(_Message, frozen=True, tag="exited"):
     err_tail: bytes
     last_call: str  # "allreduce #812 at train.py:44 (still inside)", or ""
     standing: Standing | None = None  # None: it ended before it was sent a signal
+    resumable: bool = False  # with this exit code it says that it did what `pm.should_stop()` told it
 
 
 class Output(_Message, frozen=True, tag="out"):

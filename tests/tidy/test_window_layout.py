@@ -27,6 +27,9 @@ NUMBERS = {
     "ABORT_MISMATCH": "PMR_ABORT_MISMATCH",
     "ABORT_STALLED": "PMR_ABORT_STALLED",
     "ABORT_STOPPED": "PMR_ABORT_STOPPED",
+    "HEED_NONE": "PMR_HEED_NONE",
+    "HEED_ASKS": "PMR_HEED_ASKS",
+    "HEED_AGREED": "PMR_HEED_AGREED",
     "RANK_ATTACHED": "PMR_RANK_ATTACHED",
     "RANK_LEFT": "PMR_RANK_LEFT",
     "RANK_FAILED": "PMR_RANK_FAILED",
@@ -38,6 +41,8 @@ NUMBERS = {
     "RECORDER_HEAD_BYTES": "offsetof(pmr_recorder, record)",
     "ABORT_OFFSET": "offsetof(pmr_window_header, abort)",
     "DEPARTURES_OFFSET": "offsetof(pmr_window_header, departures)",
+    "STOP_ASKED_OFFSET": "offsetof(pmr_window_header, stop_asked)",
+    "HEED_OFFSET": "offsetof(pmr_window_header, heed)",
     "RANK_STATE_OFFSET": "offsetof(pmr_window_header, rank_state)",
 }
 # Each struct format of window.py against the fields that it reads, in order.

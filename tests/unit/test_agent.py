@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's machine, with scripted events."""
 
+import msgspec
 import pytest
 
 from pmrun import window, wire
@@ -49,6 +50,18 @@ def test_bad_end_is_told_before_it_is_sent(status, oom, text):
     actions = running().on_rank_exited(bad, 1.0)
     told = agent.Tell(window.ABORT_RANK_FAILED, 5, "n", text)
     assert actions == [told, agent.Depart(5, True), agent.Send(bad)]
+
+
+def test_a_rank_that_ends_as_agreed_is_no_failure():
+    agreed = msgspec.structs.replace(exited(5, 75), resumable=True)
+    assert running().on_rank_exited(agreed, 1.0) == [agent.Depart(5, False), agent.Send(agreed)]
+
+
+def test_a_request_to_stop_is_not_for_the_whole_process_group():
+    machine = running()
+    assert machine.on_message(wire.Signal(15), 0.0) == [agent.AskToStop()]
+    machine.on_link_lost(0.0)
+    assert machine.on_message(wire.Signal(15), 0.0) == []
 
 
 def test_stop_settles_then_terminates_then_kills():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gang's machine, with scripted events; tests/simulation plays it with the others."""
 
+import msgspec
 import pytest
 
 from pmrun import window, wire
@@ -126,6 +127,45 @@ def test_other_signals(number, code):
     machine = started()
     assert sent(machine.on_signal(number), wire.Signal) == [(0, wire.Signal(number))]
     assert finish(machine).code == code
+
+
+def agreed(rank):
+    return msgspec.structs.replace(exited(rank, 75), resumable=True)
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [(agreed(3), 75), (exited(3, 0), 75), (exited(3, -9, sent_signal=9), 143), (exited(3, 1), 143)],
+)
+def test_ranks_that_were_told_to_stop_and_can_go_on(last, code):
+    machine = started()
+    machine.on_signal(15)
+    for rank in range(3):
+        assert not sent(machine.on_message(0, agreed(rank)), wire.Stop)
+    machine.on_message(0, last)
+    outcome = finish(machine)
+    assert (outcome.code, outcome.cause.kind) == (code, gang.Kind.SIGNAL)
+
+
+@pytest.mark.parametrize(("last", "code"), [(agreed(3), 75), (exited(3, 0), 75), (exited(3, -9, sent_signal=9), 137)])
+def test_ranks_that_agreed_to_stop_by_themselves_have_time_to_end(last, code):
+    machine = started()
+    ((_, stop),) = sent(machine.on_message(0, agreed(1)), wire.Stop)
+    assert (stop.settle_s, stop.tell) == (5.0, False)
+    for exit_ in (agreed(0), agreed(2), last):
+        assert not sent(machine.on_message(0, exit_), wire.Stop)
+    outcome = finish(machine)
+    assert (outcome.code, outcome.cause.kind) == (code, gang.Kind.RESUMABLE)
+
+
+def test_a_rank_that_fails_while_the_others_stop_is_named():
+    machine = started()
+    machine.on_message(0, agreed(1))
+    ((_, stop),) = sent(machine.on_message(0, exited(2, 3)), wire.Stop)
+    assert (stop.settle_s, stop.rank) == (gang.SETTLE_S, 2)
+    machine.on_message(0, agreed(0))
+    outcome = finish(machine)
+    assert (outcome.code, outcome.cause.kind, outcome.cause.rank) == (3, gang.Kind.RANK, 2)
 
 
 def test_timeout():
