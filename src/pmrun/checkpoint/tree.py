@@ -143,7 +143,10 @@ class _Walk:
         plain = tensor.detach().cpu().resolve_conj().resolve_neg()
         dtype = str(plain.dtype).removeprefix("torch.")
         bits = _TENSOR_BITS.get(dtype)
-        array = plain.numpy() if bits is None else plain.view(getattr(torch, bits)).numpy()
+        try:
+            array = plain.numpy() if bits is None else plain.view(getattr(torch, bits)).numpy()
+        except TypeError:
+            raise UsageError(f"cannot save {_shown(path)}, a tensor of {dtype}: convert it first") from None
         return {"tensor": self._keep(path, dtype, array), "dtype": dtype, "shape": list(plain.shape)}
 
     def _keep(self, path: tuple[object, ...], dtype: str, array: npt.NDArray[Any]) -> str:
