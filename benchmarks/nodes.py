@@ -115,7 +115,8 @@ def end_all(cluster: Cluster) -> None:
     """End what still runs on the machines."""
     for machine in cluster.machines.values():
         for pid in machine.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # ended by itself meanwhile
+                os.kill(pid, signal.SIGKILL)
 
 
 def shape(cluster: Cluster, mbit: int) -> None:

@@ -181,7 +181,7 @@ def _write_files(folder: Path, names: Sequence[str]) -> None:
     options: Mapping[str, object] = {
         "HostKey": folder / "host_key", "AuthorizedKeysFile": folder / "user_key.pub", "StrictModes": "no",
         "UsePAM": "no", "PermitRootLogin": "prohibit-password", "PidFile": "none", "MaxStartups": 200,
-        "SetEnv": f"{MARK}={os.environ.get(MARK, '')}",
+        "SetEnv": f"{MARK}={os.environ.get(MARK, '')} HOME={folder}",  # whose shell reads no start files of the user
     }  # fmt: skip
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
     (folder / "ssh_config").write_text(
