@@ -310,7 +310,7 @@ INTERFACE: Option[str | None] = Option(
 TRANSPORT = Option(
     "transport", one_of(TRANSPORTS, "transport"), "auto", metavar="auto|tcp|zmq", group=MACHINES,
     complete=" ".join(TRANSPORTS),
-    text="what carries data between nodes; default: auto",
+    text="what carries data between nodes; default: auto, the faster one",
 )  # fmt: skip
 REPRODUCIBLE = Option(
     "reproducible", parse_flag, False, flag=True, negatable=True, group=MACHINES,

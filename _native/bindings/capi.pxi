@@ -84,6 +84,11 @@ cdef extern from "include/pmr.h" nogil:
     uint32_t pmr_net_ranks(const pmr_net *net)
     pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error *error)
     pmr_status pmr_net_probe(pmr_net *net, int64_t timeout_ns, pmr_error *error)
+    ctypedef struct pmr_net_figures:
+        double short_us
+        double long_us
+    pmr_status pmr_net_time(pmr_net *net, int64_t budget_ns, int64_t timeout_ns, pmr_net_figures *out,
+                            pmr_error *error)
     void pmr_net_close(pmr_net *net, int64_t timeout_ns)
     const char *pmr_net_transport_name(size_t index)
 

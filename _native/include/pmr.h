@@ -107,6 +107,17 @@ pmr_status pmr_net_connect(pmr_net *net, const char *const *addresses, pmr_error
  * path that lets connections through and no data is found now, and the two nodes named. Others return at once. */
 pmr_status pmr_net_probe(pmr_net *net, int64_t timeout_ns, pmr_error *error);
 
+#define PMR_TRIAL_BYTES 262144
+
+typedef struct pmr_net_figures {
+    double short_us;                /* 8 bytes there and back */
+    double long_us;                 /* PMR_TRIAL_BYTES there and a word back; 0: even a short one took half of the time */
+} pmr_net_figures;
+
+/* Times the path between the two ranks of a network that serves for nothing else; both call this, rank 0 gets figures.
+ * Takes about budget_ns and what making connections takes; more on paths so slow that a few round trips take longer. */
+pmr_status pmr_net_time(pmr_net *net, int64_t budget_ns, int64_t timeout_ns, pmr_net_figures *out, pmr_error *error);
+
 /* Sends what is queued, for at most timeout_ns, and ends. Accepts NULL. Not while a context uses it. Does nothing in a
  * child that was made by fork. */
 void pmr_net_close(pmr_net *net, int64_t timeout_ns);

@@ -11,6 +11,7 @@
 #include "transport/endpoint.h"
 
 #define PMR_PACKET_PROBE (PMR_PACKET_KIND_OWN - 1) /* kind of the packets of pmr_net_probe; no context sends it */
+#define PMR_PACKET_TRIAL (PMR_PACKET_KIND_OWN - 2) /* of those of pmr_net_time */
 
 struct pmr_net {
     pmr_endpoint *endpoint;

@@ -132,6 +132,7 @@ def _follow(command: list[str], table: Table, settings: dict[str, Any]) -> tuple
                 sys.stderr.write(text)
             elif line["kind"] == "world":
                 settings["nodes"] = [name for name, _ in line["nodes"]]
+                settings["transport_used"] = line["transport"]
                 print(title(settings), flush=True)
             else:
                 line = {**line, "contender": "pmrun", "variant": command[-2], "round": 0, "ranks": settings["ranks"]}
@@ -141,7 +142,7 @@ def _follow(command: list[str], table: Table, settings: dict[str, Any]) -> tuple
 
 
 def title(settings: dict[str, Any]) -> str:
-    """The line above the table."""
+    """What stands above the table."""
     nodes = settings["nodes"]
     where = (
         f"{len(nodes)} nodes ({', '.join(nodes[:4])}{', ...' if len(nodes) > 4 else ''})"
@@ -149,7 +150,11 @@ def title(settings: dict[str, Any]) -> str:
         else nodes[0]
     )
     checked = ", every result checked" if settings["check"] else ""
-    return f"pmrun bench: {settings['ranks']} ranks on {where}, {settings['dtype']}, {settings['op']}{checked}\n"
+    used = settings.get("transport_used", "")
+    between = f"between nodes: {used}\n" if used else ""
+    return (
+        f"pmrun bench: {settings['ranks']} ranks on {where}, {settings['dtype']}, {settings['op']}{checked}\n{between}"
+    )
 
 
 def keep(choices: opt.Choices, settings: dict[str, Any], lines: list[Line], *, complete: bool) -> None:

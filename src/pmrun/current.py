@@ -10,6 +10,7 @@ answers describe a world of one.
 from __future__ import annotations
 
 import os
+import sys
 
 from pmrun import env
 from pmrun.errors import UsageError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from pmrun.foreign import Placement
     from pmrun.parallel import Parallel
+    from pmrun.transports import Choice
 
 LOOPBACK = "127.0.0.1"
 
@@ -93,6 +95,27 @@ def peers() -> tuple[str, ...]:
     if text or num_nodes() == 1:
         return tuple(text.split(",")) if text else (os.environ.get(env.MAIN_IP, LOOPBACK),)
     raise UsageError("the launcher of this job tells no node's address but the main one's: pm.current.parallel.main_ip")
+
+
+def transport() -> str:
+    """What carries data between nodes, since `pm.init()`: "tcp" or "zmq"; "" where the ranks are on one node.
+
+    With ``--transport auto`` it is the one that was faster between nodes 0 and 1 when the gang started.
+    """
+    choice = _choice()
+    return choice.transport if choice is not None else ""
+
+
+def transport_reason() -> str:
+    """Why it is that one: "asked for", or what was measured."""
+    choice = _choice()
+    return choice.why if choice is not None else ""
+
+
+def _choice() -> Choice | None:
+    network = sys.modules.get("pmrun.network")
+    choice: Choice | None = network.chosen if network is not None else None
+    return choice
 
 
 def __getattr__(name: str) -> Any:

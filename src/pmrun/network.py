@@ -13,14 +13,15 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pmrun import env, foreign, libzmq
+from pmrun import env, foreign, libzmq, transports
 from pmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from pmrun._native import Net
 
-TRANSPORTS: Final = {"auto": "tcp"}  # what stands for others
 _START_APART_S: Final = 60.0  # ranks import what they need before they come here, some much longer than others
+
+chosen: transports.Choice | None = None  # by the last `connect`
 
 
 class Exchange(Protocol):
@@ -34,6 +35,12 @@ class Exchange(Protocol):
 
     def collect(self, ranks: int, timeout_s: float) -> list[str]:
         """Wait for the addresses of all ranks; raise, naming those that did not come."""
+
+    def tell(self, name: str, text: str) -> None:
+        """Leave another text for the others."""
+
+    def hear(self, name: str, timeout_s: float) -> str:
+        """Wait for one."""
 
 
 class StoreExchange:
@@ -55,6 +62,15 @@ class StoreExchange:
         """Wait for the addresses of all ranks; raise, naming those that did not come."""
         values = self._store.get_many([f"pmrun/net/{rank}" for rank in range(ranks)], timeout=timeout_s)
         return [value.decode() for value in values]
+
+    def tell(self, name: str, text: str) -> None:
+        """Leave another text for the others."""
+        self._store.set(f"pmrun/net/{name}", text)
+
+    def hear(self, name: str, timeout_s: float) -> str:
+        """Wait for one."""
+        text: str = self._store.get(f"pmrun/net/{name}", timeout=timeout_s).decode()
+        return text
 
 
 def layout() -> list[int]:
@@ -80,28 +96,30 @@ def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int])
     sizes : list of int
         Ranks of each node.
     """
+    global chosen
     timeout_s = foreign.join_timeout_s(os.environ)
-    wanted = os.environ.get(env.TRANSPORT, "auto")
+    patience_s = max(timeout_s, _START_APART_S)
     address = os.environ.get(env.DATA_ADDRESS, "")
     if not address:
         raise UsageError(
             f"{env.LAYOUT} tells of {len(sizes)} nodes, but {env.DATA_ADDRESS} is not set: start with pmrun"
         )
-    transport = TRANSPORTS.get(wanted, wanted)
+    choice = transports.choose(native, exchange, rank, sizes, address, patience_s)
     net: Net = native.open_net(
-        transport,
+        choice.transport,
         address,
         rank,
         sizes,
         exchange.key(),
         encrypt=os.environ.get(env.ENCRYPT) == "1",
-        library=libzmq.find() if transport == "zmq" else None,
+        library=libzmq.find() if choice.transport == "zmq" else None,
     )
     try:
         exchange.publish(rank, net.address)
-        net.connect(exchange.collect(sum(sizes), max(timeout_s, _START_APART_S)))
+        net.connect(exchange.collect(sum(sizes), patience_s))
         net.probe(timeout_s)
     except BaseException:
         net.close(0)  # what is queued does not get through either
         raise
+    chosen = choice
     return net

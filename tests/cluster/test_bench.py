@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_between_two_machines_and_from_a_third(pmrun, tmp_path: Path, transport:
     assert (rc, err) == (0, ""), err
     kept = json.loads(path.read_text())
     assert (kept["settings"]["transport"], kept["settings"]["nodes"]) == (transport, ["a", "b"])
-    assert out.startswith("pmrun bench: 3 ranks on 2 nodes (a, b), float32, sum, every result checked\n")
+    assert kept["settings"]["transport_used"] == f"{transport} (asked for)"
+    head = "pmrun bench: 3 ranks on 2 nodes (a, b), float32, sum, every result checked\n"
+    assert out.startswith(f"{head}between nodes: {transport} (asked for)\n\n")
     pairs = next(line for line in kept["lines"] if line["kind"] == "pairs")
     assert pairs["names"] == ["a", "b"] and pairs["latency_us"][0][1] > 0
     assert [line["op"] for line in kept["lines"]].count("allreduce") == 2
@@ -37,6 +40,7 @@ def test_nodes_by_hand_show_the_table_on_the_main_node_alone(start, cluster, tmp
     ]
     (rc, out, err), other = (node.finish() for node in nodes)
     assert (rc, err, other) == (0, "", (0, "", ""))
+    assert re.search(r"^between nodes: (tcp|zmq) \(tcp \d+ µs and \d+ µs, zmq \d+ µs", out, re.MULTILINE)
     assert out.count("allreduce") == 2
 
 

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     name, option, text = arguments
     binding = open_binding(name, option)
     if binding.rank == 0:
-        say({"kind": "world", "ranks": binding.size, "nodes": binding.nodes})
+        say({"kind": "world", "ranks": binding.size, "nodes": binding.nodes, "transport": binding.transport})
     try:
         run(binding, Plan(**json.loads(text)), say)
     except WrongResult as error:

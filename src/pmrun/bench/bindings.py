@@ -40,6 +40,7 @@ class Binding(Protocol):
     rank: int
     size: int
     nodes: list[tuple[str, int]]  # name and first rank of each node
+    transport: str  # what carries data between nodes, and why it does; "" where nobody tells
 
     def empty(self, count: int, dtype: str) -> Array:
         """Return an array in the kind of memory under test."""
@@ -90,6 +91,8 @@ class Pmrun:
         self.library = memory == "library"
         places = self.world.allgather_object((pmrun.current.node_rank(), socket.gethostname()))
         self.nodes = first_ranks(places)
+        used, why = pmrun.current.transport(), pmrun.current.transport_reason()
+        self.transport = f"{used} ({why})" if used else ""
 
     def empty(self, count: int, dtype: str) -> Array:
         array: Array = self.module.empty(count, dtype) if self.library else np.empty(count, _dtype(dtype))
@@ -162,6 +165,7 @@ class Mpi:
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.nodes = first_ranks([(name, name) for name in self.comm.allgather(socket.gethostname())])
+        self.transport = ""
 
     def type_of(self, dtype: np.dtype[Any]) -> Any:
         """MPI's own type: one made by mpi4py.util.dtlib cannot be reduced."""
@@ -246,6 +250,7 @@ class Gloo:
         names: list[str] = [""] * self.size
         self.dist.all_gather_object(names, socket.gethostname())
         self.nodes = first_ranks([(name, name) for name in names])
+        self.transport = ""
 
     def empty(self, count: int, dtype: str) -> Array:
         return np.empty(count, _dtype(dtype))
