@@ -188,6 +188,11 @@ static void send_entry(play_state *s, uint32_t rank, uint32_t call, uint32_t pee
 
 /* ---- steps ---- */
 
+static bool brings_entry(const pmr_schedule *schedule, const pmr_step *send)
+{
+    return send->number == 0 && pmr_schedule_brings_entry(schedule, &schedule->peers[send->source]);
+}
+
 static void enable(play_state *s, uint32_t rank, uint32_t number)
 {
     player *self = &s->players[rank];
@@ -195,7 +200,7 @@ static void enable(play_state *s, uint32_t rank, uint32_t number)
     if (step->kind == PMR_STEP_RECEIVE || step->kind == PMR_STEP_NODE)
         return;
     bool waits = step->kind == PMR_STEP_SEND && step->amount > PMR_EAGER_BYTES &&
-                 self->entered[step->source] <= self->call;
+                 self->entered[step->source] <= self->call && !brings_entry(self->schedule, step);
     if (waits)
         self->held[self->held_count++] = number;
     else
@@ -331,6 +336,17 @@ static void hear_entry(play_state *s, uint32_t rank, uint32_t peer)
     self->held_count = kept;
 }
 
+/* A message that came may bring the word that its sender has entered. */
+static void hear_message(play_state *s, uint32_t rank, uint32_t number)
+{
+    const pmr_step *step = pmr_schedule_step(s->players[rank].schedule, number);
+    const pmr_schedule *there = s->players[folded(s, step->peer)].schedule;
+    uint32_t peer = pmr_runner_peer(there, seen_from(s, rank, step->peer));
+    s->failed = s->failed || peer == UINT32_MAX;
+    if (step->number == 0 && peer != UINT32_MAX && pmr_schedule_brings_entry(there, &there->peers[peer]))
+        hear_entry(s, rank, step->source);
+}
+
 static void job_done(play_state *s, uint32_t rank, const job *done)
 {
     player *self = &s->players[rank];
@@ -345,6 +361,7 @@ static void job_done(play_state *s, uint32_t rank, const job *done)
         hear_entry(s, rank, done->index);
         break;
     case JOB_RECEIVE:
+        hear_message(s, rank, done->index);
         if (self->in_call && self->call == done->call)
             finish(s, rank, done->index);
         else

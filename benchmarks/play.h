@@ -5,7 +5,7 @@
  * Each rank does one thing at a time, on a CPU: it begins a call, sends, takes in what arrived, works on memory, or does
  * its part of a collective of its node. A node has one link, whose two directions its ranks share, and on which their
  * messages take turns, piece by piece; a piece then travels, and waits for the receiver's link. As in the executor (span_run.c), a long
- * message waits for the word that its receiver has entered the call, and a rank enters the next call when it is through
+ * message, unless it can bring its sender's own, waits for the word that its receiver has entered the call, and a rank enters the next call when it is through
  * with one, so that ranks may run ahead of each other.
  *
  * A world whose nodes all do the same, each seen from its own place, may be *folded*: only node 0 is played, and a

@@ -69,14 +69,13 @@ static void finish_head(pmr_comm *comm, pmr_task *task, pmr_status status, const
 }
 
 /* Leaves what the task waits for with the driver. */
-static pmr_status want(pmr_task *task, pmr_wants *wants, pmr_error *error)
+static void want(const pmr_task *task, pmr_wants *wants)
 {
-    pmr_wants_add(wants, task->want.flag, task->want.target);
-    if (!task->want_network)
-        return PMR_OK;
     const pmr_span *span = task->comm->span;
-    pmr_wants_add(wants, &span->hub->moves, span->seen + 1);
-    return wants->sleepy ? pmr_hub_arm(span->hub, error) : PMR_OK;
+    if (task->want_network)
+        pmr_wants_add_network(wants, span->hub, span->seen);
+    if (!task->want_network || task->want.flag != &span->hub->moves)
+        pmr_wants_add(wants, task->want.flag, task->want.target);
 }
 
 /* Runs the head of the queue as far as it goes, then the next one. */
@@ -96,10 +95,10 @@ static bool poll_queue(pmr_source *source, pmr_wants *wants)
             if (pmr_flag_reached(task->want.flag, task->want.target))
                 continue;
             status = pmr_comm_check_sometimes(comm, &error);
-            if (!status)
-                status = want(task, wants, &error);
-            if (!status)
+            if (!status) {
+                want(task, wants);
                 return moved;
+            }
         }
         finish_head(comm, task, status, &error);
         moved = true;

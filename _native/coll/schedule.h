@@ -20,6 +20,7 @@
 #define PMR_NO_STEP     UINT32_MAX
 #define PMR_NO_TABLE    UINT32_MAX
 #define PMR_EAGER_BYTES 8192u /* messages up to here are sent before the receiver has entered the call */
+#define PMR_EARLY_BYTES 65536u /* the first one to a rank, up to here, may be sent at once as well */
 
 typedef enum pmr_buffer { PMR_BUFFER_SEND, PMR_BUFFER_RECV, PMR_BUFFER_SCRATCH, PMR_BUFFERS } pmr_buffer;
 
@@ -160,11 +161,14 @@ static inline pmr_step *pmr_schedule_step(const pmr_schedule *schedule, uint32_t
     return (pmr_step *)schedule->steps.data + step;
 }
 
-/* The first message to that peer, if it is short as all are, goes with the word that this rank has entered. */
+/* The first message to that peer goes with the word that this rank has entered: where all are short, or, so that no long one
+ * waits for that word, where it can go at once. */
 static inline bool pmr_schedule_brings_entry(const pmr_schedule *schedule, const pmr_schedule_peer *peer)
 {
-    return peer->first_send != PMR_NO_STEP && peer->longest <= PMR_EAGER_BYTES &&
-           pmr_schedule_step(schedule, peer->first_send)->amount <= PMR_EAGER_BYTES;
+    if (peer->first_send == PMR_NO_STEP)
+        return false;
+    const pmr_step *first = pmr_schedule_step(schedule, peer->first_send);
+    return peer->longest <= PMR_EAGER_BYTES || (first->after == 0 && first->amount <= PMR_EARLY_BYTES);
 }
 
 static inline const pmr_node_call *pmr_schedule_call(const pmr_schedule *schedule, const pmr_step *step)

@@ -239,7 +239,8 @@ static bool make_room(pmr_runner *runner, const pmr_schedule *schedule)
     }
     if (done && peers > runner->peers_room) {
         done = grow(&runner->left, peers, sizeof *runner->left) &&
-               grow(&runner->entered, peers, sizeof *runner->entered);
+               grow(&runner->entered, peers, sizeof *runner->entered) &&
+               grow(&runner->brings, peers, sizeof *runner->brings);
         runner->peers_room = done ? (uint32_t)peers : 0;
     }
     return done;
@@ -274,6 +275,7 @@ static bool runner_free(void *arg)
     free(runner->landed);
     free(runner->left);
     free(runner->entered);
+    free(runner->brings);
     free(runner);
     return true;
 }

@@ -235,6 +235,7 @@ static void build_barrier(const pmr_plan *plan, pmr_schedule *schedule)
 #define LEADERS_BYTES_MAX  65536u /* of the call: no message between leaders is longer than a fragment */
 #define DIRECT_NODES_MAX   8u /* beyond, messages to all cost more than a second latency */
 #define DIRECT_BYTES_MAX   16384u
+#define DIRECT_BYTES_TWO   65536u /* two nodes send no more than slices would, and wait once */
 #define DOUBLING_BYTES_MAX 32768u
 #define TREE_BYTES_MAX     65536u
 
@@ -244,7 +245,7 @@ static size_t limit_direct(const pmr_comm *comm, pmr_kind kind)
     uint32_t nodes = pmr_comm_shape(comm)->nodes;
     if (pmr_comm_sums_raw(comm) || nodes > DIRECT_NODES_MAX)
         return 0;
-    return nodes == 2 ? 2 * DIRECT_BYTES_MAX : DIRECT_BYTES_MAX; /* two send no more than slices would */
+    return nodes == 2 ? DIRECT_BYTES_TWO : DIRECT_BYTES_MAX;
 }
 
 static size_t limit_doubling(const pmr_comm *comm, pmr_kind kind)

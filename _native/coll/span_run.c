@@ -20,6 +20,8 @@ enum { PREPARE = 0, OPEN, ENTER, RUN, DRAIN };
 #define REFUSALS_MAX     16u         /* sends that find no room before the others are left for the next pass */
 #define SPINS_BETWEEN    64u
 
+_Static_assert(PMR_EARLY_BYTES <= PMR_KEPT_BYTES, "what is sent before its call is kept until then");
+
 /* ---- work on memory ---- */
 
 static void reduce(const pmr_runner *runner, const pmr_step *step)
@@ -178,20 +180,48 @@ static bool waits_for_node_alone(const pmr_runner *runner)
 
 /* ---- messages (under the hub's lock) ---- */
 
+/* A long one only while the peer is near. */
+static bool brings_entry(const pmr_runner *runner, const pmr_schedule_peer *peer)
+{
+    return pmr_schedule_brings_entry(&runner->now->schedule, peer) &&
+           (peer->longest <= PMR_EAGER_BYTES || pmr_span_is_near(runner->span, peer->rank));
+}
+
+/* Tells a peer that gets no message at once. One that this rank only hears short messages from can wait for that. */
+static bool tell_entry(pmr_runner *runner, const pmr_schedule_peer *peer)
+{
+    if (peer->sends == 0 && peer->longest <= PMR_EAGER_BYTES)
+        return pmr_span_owe(runner->span, peer->rank);
+    return pmr_span_send(runner->span, peer->rank,
+                         &(pmr_span_word){.kind = PMR_PACKET_ENTER, .token = peer->send_bytes});
+}
+
+/* On lane 0: short, or with the entry. Short ones are copied, and so done. */
+static bool send_with_entry(pmr_runner *runner, uint32_t number, const pmr_step *step, bool enters)
+{
+    bool copied = step->amount <= PMR_EAGER_BYTES;
+    runner->sending[number] = (pmr_sending){.channel = &runner->span->channel, .number = number};
+    pmr_span_word word = {.kind = enters ? PMR_PACKET_ENTER : PMR_PACKET_DATA,
+                          .message = enters,
+                          .token = enters ? runner->now->schedule.peers[step->source].send_bytes : step->number,
+                          .payload = pmr_runner_at(runner, step->from),
+                          .bytes = (uint32_t)step->amount,
+                          .cookie = copied ? 0 : (uint64_t)(uintptr_t)&runner->sending[number]};
+    if (!pmr_span_send(runner->span, step->peer, &word))
+        return false;
+    if (copied)
+        runner->landed[runner->landed_count++] = number;
+    runner->leaving += !copied;
+    return true;
+}
+
 /* *refused: no room now; false: the peer has not entered. */
 static bool send_one(pmr_runner *runner, uint32_t number, bool *refused)
 {
-    const pmr_schedule *schedule = &runner->now->schedule;
-    const pmr_step *step = pmr_schedule_step(schedule, number);
-    const pmr_schedule_peer *peer = &schedule->peers[step->source];
-    const void *payload = pmr_runner_at(runner, step->from);
-    if (step->amount <= PMR_EAGER_BYTES) {
-        bool enters = step->number == 0 && pmr_schedule_brings_entry(schedule, peer);
-        *refused = !pmr_span_send(runner->span, step->peer, enters ? PMR_PACKET_ENTER : PMR_PACKET_DATA,
-                                  enters ? peer->send_bytes : step->number, enters, payload,
-                                  (uint32_t)step->amount);
-        if (!*refused)
-            runner->landed[runner->landed_count++] = number;
+    const pmr_step *step = pmr_schedule_step(&runner->now->schedule, number);
+    bool enters = step->number == 0 && runner->brings[step->source];
+    if (enters || step->amount <= PMR_EAGER_BYTES) {
+        *refused = !send_with_entry(runner, number, step, enters);
         return true;
     }
     if (!runner->entered[step->source])
@@ -206,7 +236,7 @@ static bool send_one(pmr_runner *runner, uint32_t number, bool *refused)
                          .fingerprint = runner->call.fingerprint};
     runner->sending[number] = (pmr_sending){.channel = &runner->span->channel, .number = number};
     *refused = !pmr_endpoint_send(hub->endpoint, pmr_span_world_rank(runner->span, step->peer),
-                                  pmr_hub_large_lane(hub), &packet, payload,
+                                  pmr_hub_large_lane(hub), &packet, pmr_runner_at(runner, step->from),
                                   (uint64_t)(uintptr_t)&runner->sending[number]);
     runner->leaving += !*refused;
     return true;
@@ -307,8 +337,9 @@ static pmr_status enter(pmr_runner *runner)
         pmr_hub_lock(span->hub);
         for (; room && runner->enter_next < schedule->peer_count; runner->enter_next += room) {
             const pmr_schedule_peer *peer = &schedule->peers[runner->enter_next];
-            if (!pmr_schedule_brings_entry(schedule, peer))
-                room = pmr_span_send(span, peer->rank, PMR_PACKET_ENTER, peer->send_bytes, 0, NULL, 0);
+            bool brings = brings_entry(runner, peer);
+            runner->brings[runner->enter_next] = brings;
+            room = brings || tell_entry(runner, peer);
         }
         if (!room)
             pmr_hub_poll(span->hub);

@@ -42,6 +42,7 @@ typedef struct pmr_runner {
     uint32_t *sends, send_count;
     uint32_t *held, held_count; /* sends to peers that have not entered */
     pmr_sending *sending;
+    uint8_t *brings;     /* by peer: the first message to it goes with the entry */
     uint32_t done, sends_left, next_node, enter_next;
     bool node_runs;
     pmr_task inner;

@@ -11,14 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EARLY_BYTES PMR_PACKET_COPY_MAX
+#define POOLED_BYTES PMR_PACKET_COPY_MAX /* room for a payload in memory that is used again; what holds more is given back */
 
 /* A packet that came before its call. */
 typedef struct pmr_span_early {
     struct pmr_span_early *next;
     uint32_t rank;
     pmr_packet packet;
-    _Alignas(8) uint8_t payload[EARLY_BYTES];
+    _Alignas(8) uint8_t payload[];
 } pmr_span_early;
 
 /* ---- fingerprints ---- */
@@ -36,6 +36,24 @@ static bool is_past(const pmr_span *span, uint32_t seq)
     return span->call && (int32_t)(seq - span->call->seq) < 0;
 }
 
+/* Calls before that of an ENTER which it tells of, too. */
+static uint32_t owed(const pmr_packet *packet)
+{
+    uint32_t calls = packet->kind == PMR_PACKET_ENTER ? (uint32_t)packet->tag >> 1 : 0;
+    return calls < PMR_OWED_MAX ? calls : 0;
+}
+
+/* The member may be beyond the open call. Its entries come in order: unless the first one behind that call pays for calls
+ * that it owed, it never was in it. */
+static void see_beyond(pmr_span *span, uint32_t rank, const pmr_packet *packet)
+{
+    pmr_span_call *call = span->call;
+    if (packet->kind != PMR_PACKET_ENTER || (int32_t)(packet->seq - call->seq) <= 0 || !call->awaits(call, rank))
+        return;
+    if (!owed(packet) || !call->entered(call, rank, 0))
+        note_difference(span, rank, call->seq);
+}
+
 /* The member is in that call. Calls that this rank has not entered are compared when it does. */
 static void see(pmr_span *span, uint32_t rank, const pmr_packet *packet)
 {
@@ -46,10 +64,8 @@ static void see(pmr_span *span, uint32_t rank, const pmr_packet *packet)
     bool remembered = (int32_t)(entered - seq) >= 0 && entered - seq < PMR_HISTORY_CALLS;
     if (remembered && span->history[seq % PMR_HISTORY_CALLS] != packet->fingerprint)
         note_difference(span, rank, seq);
-    /* It is beyond a call in which this rank still waits for it to enter. */
-    if (span->call && (int32_t)(seq - span->call->seq) > 0 && packet->kind == PMR_PACKET_ENTER &&
-        span->call->awaits(span->call, rank))
-        note_difference(span, rank, span->call->seq);
+    if (span->call)
+        see_beyond(span, rank, packet);
 }
 
 /* ---- arrivals ---- */
@@ -61,7 +77,7 @@ static bool is_member(const pmr_span *span, uint32_t peer, const pmr_packet *pac
 
 static bool is_message(const pmr_packet *packet)
 {
-    return packet->kind == PMR_PACKET_DATA || (packet->kind == PMR_PACKET_ENTER && packet->tag == 1);
+    return packet->kind == PMR_PACKET_DATA || (packet->kind == PMR_PACKET_ENTER && (packet->tag & 1));
 }
 
 static uint64_t number_of(const pmr_packet *packet)
@@ -86,13 +102,14 @@ static pmr_placing place(pmr_channel *channel, uint32_t peer, uint32_t lane, con
 
 static void keep(pmr_span *span, uint32_t rank, const pmr_packet *packet, const void *payload)
 {
-    if (packet->payload_bytes > EARLY_BYTES || (packet->payload_bytes && !payload) || is_past(span, packet->seq))
+    if (packet->payload_bytes > PMR_KEPT_BYTES || (packet->payload_bytes && !payload) || is_past(span, packet->seq))
         return;
-    pmr_span_early *early = span->pool;
+    bool pooled = packet->payload_bytes <= POOLED_BYTES;
+    pmr_span_early *early = pooled ? span->pool : NULL;
     if (early)
         span->pool = early->next;
     else
-        early = malloc(sizeof *early);
+        early = malloc(sizeof *early + (pooled ? POOLED_BYTES : packet->payload_bytes));
     if (!early)
         return; /* the call that waits for it runs into its deadline */
     early->next = NULL;
@@ -102,6 +119,16 @@ static void keep(pmr_span *span, uint32_t rank, const pmr_packet *packet, const 
         memcpy(early->payload, payload, packet->payload_bytes);
     *span->early_end = early;
     span->early_end = &early->next;
+}
+
+static void forget(pmr_span *span, pmr_span_early *early)
+{
+    if (early->packet.payload_bytes > POOLED_BYTES) {
+        free(early);
+        return;
+    }
+    early->next = span->pool;
+    span->pool = early;
 }
 
 /* A packet of the open call. `placed`: its payload is where it belongs. */
@@ -130,7 +157,7 @@ static void arrived(pmr_channel *channel, uint32_t peer, uint32_t lane, const pm
         return;
     }
     if (packet->kind == PMR_PACKET_ENTER)
-        span->members[rank].shared_received++;
+        span->members[rank].shared_received += 1 + owed(packet);
     see(span, rank, packet);
     if (!is_now(span, packet)) {
         keep(span, rank, packet, payload);
@@ -172,6 +199,7 @@ void pmr_span_open_call(pmr_span *span, pmr_span_call *call)
         pmr_span_early *early = *at;
         const pmr_packet *packet = &early->packet;
         if ((int32_t)(packet->seq - call->seq) > 0) {
+            see_beyond(span, early->rank, packet);
             at = &early->next;
             continue;
         }
@@ -186,8 +214,7 @@ void pmr_span_open_call(pmr_span *span, pmr_span_call *call)
         } else if (packet->seq == call->seq) {
             note_difference(span, early->rank, call->seq);
         }
-        early->next = span->pool;
-        span->pool = early;
+        forget(span, early);
     }
     span->early_end = at;
 }
@@ -198,22 +225,35 @@ void pmr_span_close_call(pmr_span *span)
     span->asks = 0;
 }
 
-bool pmr_span_send(pmr_span *span, uint32_t rank, uint32_t kind, uint64_t token, int32_t tag, const void *payload,
-                   uint32_t bytes)
+bool pmr_span_send(pmr_span *span, uint32_t rank, const pmr_span_word *word)
 {
     const pmr_comm *comm = span->comm;
-    pmr_packet packet = {.kind = kind,
-                         .payload_bytes = bytes,
+    pmr_span_member *member = &span->members[rank];
+    bool enters = word->kind == PMR_PACKET_ENTER;
+    pmr_packet packet = {.kind = word->kind,
+                         .payload_bytes = word->bytes,
                          .comm = comm->id,
                          .seq = comm->entered,
                          .source = (int32_t)comm->rank,
-                         .tag = tag,
-                         .token = token,
+                         .tag = enters ? (int32_t)(member->owed << 1 | word->message) : 0,
+                         .token = word->token,
                          .fingerprint = span->history[comm->entered % PMR_HISTORY_CALLS]};
-    if (!pmr_endpoint_send(span->hub->endpoint, comm->members[rank], 0, &packet, payload, 0))
+    if (!pmr_endpoint_send(span->hub->endpoint, comm->members[rank], 0, &packet, word->payload, word->cookie))
         return false;
-    if (kind == PMR_PACKET_ENTER)
-        span->members[rank].shared_sent++;
+    if (enters) {
+        member->shared_sent++;
+        member->owed = 0;
+    }
+    return true;
+}
+
+bool pmr_span_owe(pmr_span *span, uint32_t rank)
+{
+    pmr_span_member *member = &span->members[rank];
+    if (member->owed + 1 >= PMR_OWED_MAX)
+        return pmr_span_send(span, rank, &(pmr_span_word){.kind = PMR_PACKET_ENTER});
+    member->shared_sent++;
+    member->owed++;
     return true;
 }
 

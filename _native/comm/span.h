@@ -3,11 +3,12 @@
  * span.h: what a communicator has when it spans nodes: its shape, the communicator of its ranks on this node, and the
  * protocol by which its ranks enter calls together.
  *
- * In each call a rank tells those it exchanges messages with that it has *entered*, with the call's fingerprint. Short
- * messages go with that or soon after, and are kept where the receiver has not come so far; long ones are sent when the
- * receiver has entered and has a place for them. Of the calls that two ranks share, one may be at most PMR_AHEAD_MAX
- * ahead of the other, so what is kept has a bound. Who runs the call (coll/span_run.c) *opens* it here; packets then
- * find their places through it.
+ * In each call a rank tells those it exchanges messages with that it has *entered*, with the call's fingerprint.
+ * Short messages go with that or soon after, and are kept where the receiver has not come so far; so may one long
+ * message, to a rank that is hardly behind. Other long ones are sent when the receiver has entered and has a place
+ * for them. Of the calls that two ranks share, one may be at most PMR_AHEAD_MAX ahead of the other, so what is kept
+ * has a bound. A rank that only gets short messages in a call owes its entry: one packet tells of several calls. Who
+ * runs the call (coll/span_run.c) *opens* it here; packets then find their places through it.
  * Invariant: no byte of a message reaches the caller's memory before its fingerprint was compared.
  */
 #ifndef PMR_COMM_SPAN_H
@@ -17,11 +18,15 @@
 #include "progress/hub.h"
 
 #define PMR_AHEAD_MAX     16u
+#define PMR_AHEAD_EARLY   2u /* of those, how many may bring a long message */
+#define PMR_OWED_MAX      (PMR_AHEAD_MAX / 2) /* who runs ahead hears of its partner's entries in time */
+#define PMR_KEPT_BYTES    65536u /* of a message that may come before its call */
 #define PMR_HISTORY_CALLS 64u /* whose fingerprints are remembered */
 
 typedef struct pmr_span_member {
     uint32_t shared_sent;     /* calls that both take part in, which this rank has entered ... */
     uint32_t shared_received; /* ... and which the member has */
+    uint32_t owed;            /* calls that the member has not been told this rank has entered */
     uint32_t seen;            /* the newest call that the member was seen in */
     bool lost;
     bool told;                /* it was told this rank's calls */
@@ -82,13 +87,32 @@ static inline bool pmr_span_may_enter(const pmr_span *span, uint32_t rank)
     return (int32_t)(member->shared_sent - member->shared_received) < (int32_t)PMR_AHEAD_MAX;
 }
 
+/* The member is so little behind that it may be sent a long message before it enters. */
+static inline bool pmr_span_is_near(const pmr_span *span, uint32_t rank)
+{
+    const pmr_span_member *member = &span->members[rank];
+    return (int32_t)(member->shared_sent - member->shared_received) < (int32_t)PMR_AHEAD_EARLY;
+}
+
 /* Packets for this call find it from now on; hands over what came early. */
 void pmr_span_open_call(pmr_span *span, pmr_span_call *call);
 void pmr_span_close_call(pmr_span *span);
 
-/* One packet of the open call on lane 0, copied. False: no room now. */
-bool pmr_span_send(pmr_span *span, uint32_t rank, uint32_t kind, uint64_t token, int32_t tag, const void *payload,
-                   uint32_t bytes);
+/* What this rank says to another in the open call. */
+typedef struct pmr_span_word {
+    uint32_t kind;
+    bool message;        /* of ENTER: the first message comes with it */
+    uint64_t token;      /* of ENTER: bytes that this rank sends in the call; of DATA: the message's number */
+    const void *payload;
+    uint32_t bytes;
+    uint64_t cookie;     /* 0: the payload is copied */
+} pmr_span_word;
+
+/* On lane 0. False: no room now. */
+bool pmr_span_send(pmr_span *span, uint32_t rank, const pmr_span_word *word);
+/* Instead of an ENTER, to a rank that gets nothing from this one and sends it short messages alone: a later one tells of it,
+ * or every PMR_OWED_MAX-th does. False: no room now. */
+bool pmr_span_owe(pmr_span *span, uint32_t rank);
 
 static inline uint32_t pmr_span_world_rank(const pmr_span *span, uint32_t rank)
 {

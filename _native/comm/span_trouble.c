@@ -287,7 +287,7 @@ static void ask_the_late(pmr_span *span)
     uint32_t asked = 0;
     for (uint32_t rank = 0; span->call && rank < span->comm->size && asked < ASK_RANKS_MAX; rank++)
         if (!member_is_local(span, rank) && span->call->awaits(span->call, rank)) {
-            pmr_span_send(span, rank, PMR_PACKET_ASK, 0, 0, NULL, 0);
+            pmr_span_send(span, rank, &(pmr_span_word){.kind = PMR_PACKET_ASK});
             asked++;
         }
 }

@@ -7,7 +7,8 @@
  * pass never waits, so the lock is free again after the work at hand. The thread does not spin: it shares its
  * CPU with the program that computes. Who sleeps on flags that a source wants is counted in `sleepers` from the
  * pass that collected them on, so that a source is removed, and its memory given back, only when nobody may
- * touch its flags any more; everybody sleeps on `kick` too.
+ * touch its flags any more; everybody sleeps on `kick` too. Who wants nothing but the network sleeps on the hub instead, is
+ * counted in `on_network`, and is rung for where a flag would be raised for the others.
  * Invariant: an active source is driven by somebody, or all flags that it wants are being waited for.
  */
 #include "progress/engine.h"
@@ -18,8 +19,10 @@
 #include <stdlib.h>
 
 #include "core/clock.h"
+#include "core/slice.h"
 #include "core/status.h"
 
+#define SLICE_NS     100000 /* of CPU at a time: a segment's work, and the shortest that Linux grants */
 #define GUEST_SPINS  2000u /* passes without progress before a guest sleeps, with a CPU for each rank */
 #define GUEST_YIELDS 64u   /* the same, with more ranks than CPUs */
 
@@ -30,6 +33,8 @@ struct pmr_engine {
     pmr_flag completions;
     _Atomic uint32_t guests;
     _Atomic uint32_t sleepers; /* raised under driving */
+    _Atomic uint32_t on_network; /* of those, who sleep on the hub's descriptor and not on flags */
+    _Atomic(pmr_hub *) hub;      /* theirs: there is one in a process */
     _Atomic bool stop;
     bool crowded;
     _Atomic bool started;       /* set under starting */
@@ -39,16 +44,25 @@ struct pmr_engine {
     pmr_request *pool;
 };
 
+/* Raises a flag of the engine's, for those who sleep on flags and for those who sleep on the network. */
+static void raise_flag(pmr_engine *engine, pmr_flag *flag)
+{
+    pmr_flag_add(flag);
+    if (atomic_load(&engine->on_network))
+        pmr_hub_ring(atomic_load(&engine->hub));
+}
+
 /* Under driving. True: something moved. */
 static bool pass(pmr_engine *engine, pmr_wants *wants)
 {
     bool moved = false;
     wants->count = 0;
+    wants->hub = NULL;
     for (pmr_source *source = engine->sources; source; source = source->next)
         if (atomic_load_explicit(&source->active, memory_order_acquire))
             moved |= source->poll(source, wants);
     if (moved)
-        pmr_flag_add(&engine->completions);
+        raise_flag(engine, &engine->completions);
     return moved;
 }
 
@@ -56,7 +70,6 @@ static bool pass(pmr_engine *engine, pmr_wants *wants)
 static bool drive(pmr_engine *engine, pmr_wants *wants, bool sleepy)
 {
     pthread_mutex_lock(&engine->driving);
-    wants->sleepy = sleepy;
     bool moved = pass(engine, wants);
     if (!moved && sleepy)
         atomic_fetch_add(&engine->sleepers, 1);
@@ -64,8 +77,36 @@ static bool drive(pmr_engine *engine, pmr_wants *wants, bool sleepy)
     return moved;
 }
 
-static void wake_up(pmr_engine *engine)
+static bool any_raised(const pmr_flag_target *flags, uint32_t count)
 {
+    bool raised = false;
+    for (uint32_t i = 0; i < count; i++)
+        raised = raised || (int32_t)(atomic_load(&flags[i].flag->value) - flags[i].target) >= 0;
+    return raised;
+}
+
+/* Sleeps until something that was wanted, or one of the engine's `own` flags, may have come; then the caller counts as a
+ * sleeper no more. Where the network alone is wanted it sleeps on the network itself: a thread that is woken by another
+ * waits twice for the CPU on which the program computes. */
+static void sleep_for(pmr_engine *engine, pmr_wants *wants, const pmr_flag_target *own, uint32_t count, int64_t until_ns)
+{
+    if (wants->hub && wants->count == 0) {
+        atomic_store(&engine->hub, wants->hub);
+        atomic_fetch_add(&engine->on_network, 1); /* then look at the flags: who raises one looks here behind that */
+        if (!any_raised(own, count))
+            pmr_hub_sleep(wants->hub, wants->seen, until_ns);
+        atomic_fetch_sub(&engine->on_network, 1);
+    } else {
+        uint32_t most = PMR_WAIT_FLAGS_MAX - count - 1; /* what is left out is looked at after a slice */
+        wants->count = wants->count < most ? wants->count : most;
+        for (uint32_t i = 0; i < count; i++)
+            pmr_wants_add(wants, own[i].flag, own[i].target);
+        if (wants->hub) {
+            pmr_wants_add(wants, &wants->hub->moves, wants->seen + 1);
+            pmr_hub_arm(wants->hub, NULL); /* without its thread the network is looked at after a slice */
+        }
+        pmr_flags_sleep(wants->flag, wants->count, until_ns);
+    }
     atomic_fetch_sub(&engine->sleepers, 1);
 }
 
@@ -79,24 +120,32 @@ static bool any_active(pmr_engine *engine)
     return active;
 }
 
+/* The thread that drives now can wait for long payloads; a guest, which only waits, cannot. */
+static void set_patient(pmr_engine *engine, bool patient)
+{
+    pmr_hub *hub = atomic_load(&engine->hub);
+    if (hub)
+        pmr_hub_set_patient(hub, patient);
+}
+
 static void *run(void *arg)
 {
     pmr_engine *engine = arg;
     pmr_wants wants = {.count = 0};
+    pmr_slice_ask(SLICE_NS);
     while (!atomic_load(&engine->stop)) {
         uint32_t seen = atomic_load(&engine->kick.value);
         if (atomic_load(&engine->guests) || !any_active(engine)) {
             pmr_flag_target doorbell = {&engine->kick, seen + 1};
+            set_patient(engine, false);
             pmr_flags_sleep(&doorbell, 1, pmr_now_ns() + PMR_WAIT_SLICE_NS * 20ll);
             continue;
         }
         if (drive(engine, &wants, true))
             continue;
-        if (wants.count == PMR_WAIT_FLAGS_MAX)
-            wants.count--; /* room for the doorbell; what is left out is looked at after a slice */
-        pmr_wants_add(&wants, &engine->kick, seen + 1);
-        pmr_flags_sleep(wants.flag, wants.count, pmr_now_ns() + PMR_WAIT_SLICE_NS);
-        wake_up(engine);
+        pmr_flag_target doorbell = {&engine->kick, seen + 1};
+        set_patient(engine, true);
+        sleep_for(engine, &wants, &doorbell, 1, pmr_now_ns() + PMR_WAIT_SLICE_NS);
     }
     return NULL;
 }
@@ -120,7 +169,7 @@ void pmr_engine_close(pmr_engine *engine)
         return;
     if (engine->started) {
         atomic_store(&engine->stop, true);
-        pmr_flag_add(&engine->kick);
+        raise_flag(engine, &engine->kick);
         pthread_join(engine->thread, NULL);
         engine->started = false;
     }
@@ -156,7 +205,7 @@ void pmr_engine_remove(pmr_engine *engine, pmr_source *source)
         }
     pmr_engine_unlock(engine);
     while (atomic_load(&engine->sleepers)) {
-        pmr_flag_add(&engine->kick);
+        raise_flag(engine, &engine->kick);
         sched_yield();
     }
 }
@@ -186,7 +235,7 @@ pmr_status pmr_engine_kick(pmr_engine *engine, pmr_error *error)
         if (status)
             return status;
     }
-    pmr_flag_add(&engine->kick);
+    raise_flag(engine, &engine->kick);
     return PMR_OK;
 }
 
@@ -194,7 +243,7 @@ void pmr_engine_drive(pmr_engine *engine)
 {
     if (pthread_mutex_trylock(&engine->driving))
         return;
-    pmr_wants wants = {.sleepy = false};
+    pmr_wants wants;
     pass(engine, &wants);
     pthread_mutex_unlock(&engine->driving);
 }
@@ -211,6 +260,7 @@ static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_
     pmr_wants wants;
     uint32_t kicks = atomic_load(&engine->kick.value);
     bool sleepy = *idle + 1 >= (engine->crowded ? GUEST_YIELDS : GUEST_SPINS);
+    set_patient(engine, false);
     if (drive(engine, &wants, sleepy)) {
         *idle = 0;
         return PMR_OK;
@@ -227,16 +277,14 @@ static pmr_status wait_once(pmr_engine *engine, pmr_flag_target goal, const pmr_
     int64_t now = pmr_now_ns();
     if (!status && now >= deadline_ns)
         status = PMR_ERR_STALLED;
-    if (!status) {
-        if (wants.count > PMR_WAIT_FLAGS_MAX - 2)
-            wants.count = PMR_WAIT_FLAGS_MAX - 2;
-        pmr_wants_add(&wants, goal.flag, goal.target);
-        pmr_wants_add(&wants, &engine->kick, kicks + 1);
-        int64_t slice_end = now + PMR_WAIT_SLICE_NS;
-        pmr_flags_sleep(wants.flag, wants.count, slice_end < deadline_ns ? slice_end : deadline_ns);
+    if (status) {
+        atomic_fetch_sub(&engine->sleepers, 1);
+        return status;
     }
-    wake_up(engine);
-    return status;
+    pmr_flag_target own[2] = {goal, {&engine->kick, kicks + 1}};
+    int64_t slice_end = now + PMR_WAIT_SLICE_NS;
+    sleep_for(engine, &wants, own, 2, slice_end < deadline_ns ? slice_end : deadline_ns);
+    return PMR_OK;
 }
 
 pmr_status pmr_engine_wait(pmr_engine *engine, pmr_flag *flag, uint32_t target, const pmr_watch *watch,
@@ -249,7 +297,7 @@ pmr_status pmr_engine_wait(pmr_engine *engine, pmr_flag *flag, uint32_t target, 
         status = wait_once(engine, (pmr_flag_target){flag, target}, watch, deadline_ns, &idle, error);
     if (atomic_fetch_sub(&engine->guests, 1) == 1 && engine->started)
         if (any_active(engine))
-            pmr_flag_add(&engine->kick);
+            raise_flag(engine, &engine->kick);
     return status;
 }
 

@@ -11,19 +11,28 @@
 #ifndef PMR_PROGRESS_ENGINE_H
 #define PMR_PROGRESS_ENGINE_H
 
-#include "core/wait.h"
+#include "progress/hub.h"
 #include "progress/request.h"
 
 typedef struct pmr_wants {
     pmr_flag_target flag[PMR_WAIT_FLAGS_MAX];
     uint32_t count;
-    bool sleepy; /* the driver is about to sleep on the flags: what raises them only when asked to has to be asked */
+    pmr_hub *hub;  /* wanted as well: that the network moves ... */
+    uint32_t seen; /* ... beyond this; NULL: not */
 } pmr_wants;
 
 static inline void pmr_wants_add(pmr_wants *wants, pmr_flag *flag, uint32_t target)
 {
     if (wants->count < PMR_WAIT_FLAGS_MAX)
         wants->flag[wants->count++] = (pmr_flag_target){flag, target};
+}
+
+/* `seen`: the hub's moves after a poll that moved nothing. The oldest counts: whoever saw more was told of the rest. */
+static inline void pmr_wants_add_network(pmr_wants *wants, pmr_hub *hub, uint32_t seen)
+{
+    if (!wants->hub || (int32_t)(seen - wants->seen) < 0)
+        wants->seen = seen;
+    wants->hub = hub;
 }
 
 typedef struct pmr_source pmr_source;

@@ -270,19 +270,24 @@ void pmr_hub_comms_made(pmr_hub *hub, uint32_t next_comm)
 
 bool pmr_hub_poll(pmr_hub *hub)
 {
+    hub->endpoint->patient = atomic_load_explicit(&hub->patient, memory_order_relaxed);
     if (!pmr_endpoint_poll(hub->endpoint))
         return false;
+    pmr_hub_ring(hub);
+    return true;
+}
+
+void pmr_hub_ring(pmr_hub *hub)
+{
     pmr_flag_add(&hub->moves);
     uint64_t sleepers = atomic_load(&hub->sleepers);
     if (sleepers) {
         ssize_t written = write(hub->bell, &sleepers, sizeof sleepers);
         (void)written; /* a full counter is readable already */
     }
-    return true;
 }
 
-/* Until the descriptor or the bell is readable, or the time is over. */
-static void sleep_once(pmr_hub *hub, uint32_t seen, int64_t until_ns)
+void pmr_hub_sleep(pmr_hub *hub, uint32_t seen, int64_t until_ns)
 {
     struct pollfd fds[2] = {{.fd = hub->endpoint->descriptor, .events = POLLIN},
                             {.fd = hub->bell, .events = POLLIN}};
@@ -342,7 +347,7 @@ pmr_status pmr_hub_wait(pmr_hub *hub, uint32_t seen, pmr_wait_policy *policy, co
         if (now >= deadline_ns)
             return PMR_ERR_STALLED;
         int64_t slice_end = now + PMR_WAIT_SLICE_NS;
-        sleep_once(hub, seen, slice_end < deadline_ns ? slice_end : deadline_ns);
+        pmr_hub_sleep(hub, seen, slice_end < deadline_ns ? slice_end : deadline_ns);
     }
 }
 
@@ -359,7 +364,7 @@ static void *watch_descriptor(void *arg)
             pmr_flags_sleep(&doorbell, 1, pmr_now_ns() + WATCH_SLICE_NS);
             continue;
         }
-        sleep_once(hub, pmr_hub_moves(hub), pmr_now_ns() + WATCH_SLICE_NS);
+        pmr_hub_sleep(hub, pmr_hub_moves(hub), pmr_now_ns() + WATCH_SLICE_NS);
         served = armed;
         pmr_flag_add(&hub->moves);
     }

@@ -60,6 +60,7 @@ typedef struct pmr_hub {
     const pmr_window *window;
     pmr_flag moves;
     bool crowded;
+    _Atomic bool patient; /* the next poll tells the endpoint */
     /* under the lock */
     pmr_channel *channels;
     pmr_channel *last;              /* found */
@@ -120,6 +121,18 @@ static inline uint32_t pmr_hub_large_lane(pmr_hub *hub)
  * filled); else what the watch said. May return early. */
 pmr_status pmr_hub_wait(pmr_hub *hub, uint32_t seen, pmr_wait_policy *policy, const pmr_watch *watch,
                         int64_t deadline_ns, pmr_error *error);
+
+/* Sleeps until the network may have something to do, or somebody moved it since `seen`, or rang. */
+void pmr_hub_sleep(pmr_hub *hub, uint32_t seen, int64_t until_ns);
+
+/* Whether whoever sleeps on the network shares its CPU with a program that computes (endpoint.h). */
+static inline void pmr_hub_set_patient(pmr_hub *hub, bool patient)
+{
+    atomic_store_explicit(&hub->patient, patient, memory_order_relaxed);
+}
+
+/* Ends the sleep of all who are asleep on the network now, or enter it with what they saw before. */
+void pmr_hub_ring(pmr_hub *hub);
 
 /* Raises `moves` once, at the next arrival (or after a second): before sleeping on flags. */
 pmr_status pmr_hub_arm(pmr_hub *hub, pmr_error *error);

@@ -143,7 +143,7 @@ static bool poll_source(pmr_source *source, pmr_wants *wants)
     lock(p2p);
     pmr_wants_add(wants, p2p->transport->inbox, inbox_now(p2p) + 1);
     if (p2p->hub)
-        pmr_wants_add(wants, &p2p->hub->moves, far_now(p2p) + 1);
+        pmr_wants_add_network(wants, p2p->hub, far_now(p2p));
     p2p->polling = true;
     p2p->looks_far = true;
     bool moved = pmr_p2p_drive(p2p);
@@ -159,8 +159,6 @@ static bool poll_source(pmr_source *source, pmr_wants *wants)
         moved = true;
     }
     unlock(p2p);
-    if (!moved && p2p->hub && wants->sleepy)
-        pmr_hub_arm(p2p->hub, NULL); /* without the thread, sleepers look again after a slice */
     return moved;
 }
 

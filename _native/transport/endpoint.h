@@ -28,6 +28,7 @@
 #define PMR_LANES_MAX 16u
 #define PMR_PACKET_COPY_MAX 8192u           /* payload that a send with cookie 0 may have */
 #define PMR_PACKET_SHOW_MAX (256u * 1024u)  /* payload that a sink may ask to be shown */
+#define PMR_PATIENT_BYTES   (256u * 1024u)
 #define PMR_PACKET_KIND_OWN 0xffff0000u     /* kinds from here on are the transport's own */
 #define PMR_PACKET_GOODBYE PMR_PACKET_KIND_OWN /* the last one of a lane; no sink sees it */
 
@@ -123,6 +124,8 @@ struct pmr_endpoint {
     uint32_t lanes;             /* at least 2 */
     uint32_t payload_max;       /* of one packet */
     uint32_t fragment_bytes;    /* payload at which large data is carried best */
+    bool patient;               /* set by the owner: waking it costs more than a long payload's delay, so its descriptor may
+                                 * stay silent until PMR_PATIENT_BYTES of one, or its rest, have come */
     bool threaded;              /* moves data in threads of its own: who spins takes their CPU */
     int descriptor;             /* readable when poll may have something to do */
     char address[PMR_ADDRESS_BYTES]; /* what others connect to: text, published as it is */

@@ -35,12 +35,6 @@ static uint32_t buffered(const pmr_inlet *inlet)
     return inlet->end - inlet->start;
 }
 
-/* Of the payload that goes past the buffer. */
-static uint32_t rest_of(const pmr_inlet *inlet)
-{
-    return inlet->packet.payload_bytes - inlet->placed;
-}
-
 static void to_start(pmr_inlet *inlet)
 {
     if (inlet->start) {
@@ -58,12 +52,12 @@ int pmr_inlet_room(pmr_inlet *inlet, struct iovec vector[2])
         return 0;
     to_start(inlet);
     int used = 0;
-    if (inlet->nowhere && rest_of(inlet) > PMR_PACKET_SHOW_MAX) {
+    if (inlet->nowhere && pmr_inlet_rest(inlet) > PMR_PACKET_SHOW_MAX) {
         vector[0] = (struct iovec){inlet->show, PMR_PACKET_SHOW_MAX};
         return 1;
     }
     if (inlet->place)
-        vector[used++] = (struct iovec){inlet->nowhere ? inlet->show : inlet->place + inlet->placed, rest_of(inlet)};
+        vector[used++] = (struct iovec){inlet->nowhere ? inlet->show : inlet->place + inlet->placed, pmr_inlet_rest(inlet)};
     uint32_t room = PMR_INLET_BUFFER_BYTES - inlet->end;
     if (inlet->large && !inlet->showing && inlet->end < HEADER)
         room = HEADER - inlet->end;
@@ -177,7 +171,7 @@ bool pmr_inlet_take(pmr_inlet *inlet, size_t bytes, const pmr_sink *sink, pmr_en
                     const char **why_out)
 {
     if (inlet->place) {
-        size_t rest = rest_of(inlet);
+        size_t rest = pmr_inlet_rest(inlet);
         size_t here = bytes < rest ? bytes : rest;
         inlet->placed += (uint32_t)here;
         bytes -= here;

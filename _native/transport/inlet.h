@@ -52,6 +52,12 @@ static inline bool pmr_inlet_resume(pmr_inlet *inlet, const pmr_sink *sink, pmr_
     return pmr_inlet_take(inlet, 0, sink, counts, why_out);
 }
 
+/* Of the payload that is being read to its place: what has not come. */
+static inline uint32_t pmr_inlet_rest(const pmr_inlet *inlet)
+{
+    return inlet->place ? inlet->packet.payload_bytes - inlet->placed : 0;
+}
+
 /* [data, data + bytes) is touched no more. False: there is no memory to read the rest of a payload into. */
 bool pmr_inlet_abandon(pmr_inlet *inlet, const void *data, size_t bytes);
 

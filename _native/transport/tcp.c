@@ -44,6 +44,7 @@ pmr_flow *pmr_tcp_flow(pmr_tcp *self, uint32_t peer, uint32_t lane)
         if (!flow)
             return NULL;
         flow->fd = -1;
+        flow->lowest = 1;
         flow->state = self->lost[peer] ? PMR_FLOW_ENDED : PMR_FLOW_IDLE;
         pmr_inlet_init(&flow->inlet, peer, lane, PAYLOAD_MAX);
         *place = flow;
@@ -235,9 +236,20 @@ static bool work_off_due(pmr_tcp *self)
     return moved;
 }
 
+/* What waits for more than its first byte is no longer to. */
+static void end_patience(pmr_tcp *self)
+{
+    self->patient = false;
+    for (uint32_t i = 0; i < self->base.ranks * self->base.lanes; i++)
+        if (self->flows[i])
+            pmr_flow_await(self, self->flows[i]);
+}
+
 static bool tcp_poll(pmr_endpoint *base)
 {
     pmr_tcp *self = (pmr_tcp *)base;
+    if (self->patient && !base->patient)
+        end_patience(self);
     struct epoll_event events[EVENTS_PER_POLL];
     int count = epoll_wait(base->descriptor, events, EVENTS_PER_POLL, 0);
     bool moved = false;

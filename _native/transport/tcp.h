@@ -44,6 +44,7 @@ struct pmr_flow {
     bool resumed; /* the sink is to be asked again */
     pmr_flow_state state;
     int fd;
+    int lowest;      /* bytes that must have come before the kernel tells (SO_RCVLOWAT) */
     uint32_t events; /* that the kernel watches; 0: not in the epoll set */
     uint32_t dials;  /* that came to nothing */
     int refusal;     /* what connect said at once, as an errno; the next poll acts on it */
@@ -68,6 +69,7 @@ typedef struct pmr_tcp {
     int listener, timer;
     bool listening;         /* the listener is in the epoll set */
     bool ticking;           /* the timer runs */
+    bool patient;           /* some flow's `lowest` may be more than 1 */
     uint8_t key[PMR_KEY_BYTES];
     uint32_t socket_bytes;
     uint64_t unsent_bytes;
@@ -105,6 +107,8 @@ void pmr_flow_dial(pmr_tcp *self, pmr_flow *flow);
 void pmr_flow_open(pmr_tcp *self, pmr_flow *flow, int fd);
 void pmr_flow_close(pmr_flow *flow);
 void pmr_flow_watch(pmr_tcp *self, pmr_flow *flow);
+/* Asks the kernel to tell of bytes when as many are there as are worth it now. */
+void pmr_flow_await(pmr_tcp *self, pmr_flow *flow);
 /* Writes what is queued, as far as the kernel takes it. */
 bool pmr_flow_push(pmr_tcp *self, pmr_flow *flow);
 bool pmr_flow_pull(pmr_tcp *self, pmr_flow *flow);

@@ -78,6 +78,7 @@ void pmr_flow_close(pmr_flow *flow)
     if (flow->fd >= 0)
         close(flow->fd); /* which takes it out of the epoll set */
     flow->fd = -1;
+    flow->lowest = 1;
     flow->events = 0;
     flow->blocked = false;
 }
@@ -314,6 +315,19 @@ static bool garbage(pmr_tcp *self, pmr_flow *flow, const char *why)
     return pmr_tcp_lose(self, peer, "lost rank %u (%s): it sent %s", peer, name_of(self, peer, name), why);
 }
 
+void pmr_flow_await(pmr_tcp *self, pmr_flow *flow)
+{
+    uint32_t rest = self->base.patient && !flow->inlet.nowhere ? pmr_inlet_rest(&flow->inlet) : 0;
+    int most = rest < PMR_PATIENT_BYTES ? (int)rest : (int)PMR_PATIENT_BYTES;
+    most = most ? most : 1;
+    bool worth = most >= (int)PMR_PATIENT_BYTES / 4 && flow->lowest < (int)PMR_PATIENT_BYTES / 4;
+    if (flow->fd < 0 || (flow->lowest <= most && !worth))
+        return;
+    if (setsockopt(flow->fd, SOL_SOCKET, SO_RCVLOWAT, &most, sizeof most) == 0)
+        flow->lowest = most;
+    self->patient = self->patient || flow->lowest > 1;
+}
+
 bool pmr_flow_pull(pmr_tcp *self, pmr_flow *flow)
 {
     bool moved = false;
@@ -338,8 +352,10 @@ bool pmr_flow_pull(pmr_tcp *self, pmr_flow *flow)
         if ((size_t)done < room)
             break;
     }
-    if (flow->state == PMR_FLOW_OPEN)
+    if (flow->state == PMR_FLOW_OPEN) {
+        pmr_flow_await(self, flow);
         pmr_flow_watch(self, flow);
+    }
     return moved;
 }
 

@@ -318,6 +318,8 @@ static inline bool world_send(world *world, uint32_t from, uint32_t to, uint32_t
 static inline bool world_poll(world *world, uint32_t rank)
 {
     member *member = &world->member[rank];
+    if (member->endpoint && draw(16) == 0)
+        member->endpoint->patient = !member->endpoint->patient;
     return member->endpoint && pmr_endpoint_poll(member->endpoint);
 }
 

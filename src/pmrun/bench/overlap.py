@@ -5,12 +5,14 @@ OSU (osu_iallreduce): the program computes until its own clock has reached the t
 the collective takes meanwhile is not charged: max(0, 100 - 100 (t_overall - t_compute) / t_pure), means over ranks.
 IMB-NBC: the program computes a fixed amount, calibrated once to the same time, so that CPU is charged:
 100 max(0, min(1, (t_pure + t_CPU - t_ovrl) / max(t_pure, t_CPU))), on the rank with the largest t_ovrl.
-Invariant: the collective alone is timed with the same calls (start, then wait) and the same barriers.
+The passes take turns, and each one's median counts: what slows a machine for a while falls on all alike. Invariant: the
+collective alone is timed with the same calls (start, then wait) and the same barriers.
 """
 
 from __future__ import annotations
 
 import time
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from . import checks
 from .bindings import Binding, Operation, Starter
 from .measure import LARGE_BYTES, Line, Plan, arrays, loop_calls
 from .points import base
+
+TRIES = 3  # of the collective alone, for the time that the work is to take
+SHORT_S, LONG_S = 2e-4, 0.05  # work this long tells how long one step takes
 
 _WORK = np.full(2048, 1.0)  # fits the first cache
 _UNIT = np.full(2048, 1.0)
@@ -35,14 +40,13 @@ def measure_overlap(binding: Binding, barrier: Operation, op: str, size: int, pl
     if not plan.check:
         send[:] = 0
     warm = min(plan.warm_up, 1) if size >= LARGE_BYTES else plan.warm_up
-    pure(barrier, start, max(1, warm))
-    calls = loop_calls(binding, pure(barrier, start, max(1, warm)), plan.loop_s * plan.loops / 4)
-    mine = pure(barrier, start, calls)
-    target = float(binding.maximum(np.array([mine]))[0])
-    steps = calibrate(target)
-    compute = alone(barrier, steps, calls)
-    timed, busy = by_clock(barrier, start, target, calls)
-    fixed = by_amount(barrier, start, steps, calls)
+    for _ in range(max(1, warm)):
+        pure(barrier, start)
+    target = slowest(binding, median(pure(barrier, start) for _ in range(TRIES)))
+    turns = loop_calls(binding, target, plan.loop_s * plan.loops / 4)
+    steps = calibrate(binding, barrier, target)
+    passes = [one_turn(barrier, start, steps, target) for _ in range(turns)]
+    mine, compute, timed, busy, fixed = (median(values) for values in zip(*passes, strict=True))
     rows = everybodys(binding, [mine, compute, timed, busy, fixed])
     worst = int(rows[:, 4].argmax())
     mean = rows.mean(axis=0)
@@ -69,6 +73,11 @@ def _us(seconds: float) -> float:
     return round(1e6 * float(seconds), 3)
 
 
+def slowest(binding: Binding, seconds: float) -> float:
+    """The largest of all ranks'."""
+    return float(binding.maximum(np.array([seconds]))[0])
+
+
 def everybodys(binding: Binding, values: list[float]) -> npt.NDArray[np.float64]:
     """A row of values from each rank."""
     rows = np.full((binding.size, len(values)), -np.inf)
@@ -86,65 +95,61 @@ def compute(steps: int) -> None:
         multiply(_WORK, _UNIT, _WORK)
 
 
-def calibrate(target_s: float) -> int:
-    """How many steps take this long when nothing else runs."""
+def calibrate(binding: Binding, barrier: Operation, target_s: float) -> int:
+    """How many steps take this long on this rank while every rank computes: their CPUs may slow each other down."""
     steps = 16
-    while True:
-        start = time.perf_counter()
-        compute(steps)
-        took = time.perf_counter() - start
-        if took > 2e-4:
-            return max(1, round(steps * target_s / took))
+    while slowest(binding, alone(barrier, steps)) < max(SHORT_S, min(target_s / 2, LONG_S)):
         steps *= 2
+    took = median(alone(barrier, steps) for _ in range(TRIES))
+    return max(1, round(steps * target_s / took))
 
 
-def pure(barrier: Operation, start: Starter, calls: int) -> float:
-    """The collective alone: seconds per call."""
-    total = 0.0
-    for _ in range(calls):
-        barrier()
-        begin = time.perf_counter()
-        start()()
-        total += time.perf_counter() - begin
-    return total / calls
+def one_turn(
+    barrier: Operation, start: Starter, steps: int, target_s: float
+) -> tuple[float, float, float, float, float]:
+    """Each pass once: seconds of the collective alone, of the work alone, of OSU's pass and the computing in it, of IMB's."""
+    return (
+        pure(barrier, start),
+        alone(barrier, steps),
+        *by_clock(barrier, start, target_s),
+        by_amount(barrier, start, steps),
+    )
 
 
-def alone(barrier: Operation, steps: int, calls: int) -> float:
+def pure(barrier: Operation, start: Starter) -> float:
+    """The collective alone."""
+    barrier()
+    begin = time.perf_counter()
+    start()()
+    return time.perf_counter() - begin
+
+
+def alone(barrier: Operation, steps: int) -> float:
     """The fixed work alone, on all ranks at once."""
-    total = 0.0
-    for _ in range(calls):
-        barrier()
-        begin = time.perf_counter()
-        compute(steps)
-        total += time.perf_counter() - begin
-    return total / calls
+    barrier()
+    begin = time.perf_counter()
+    compute(steps)
+    return time.perf_counter() - begin
 
 
-def by_clock(barrier: Operation, start: Starter, target_s: float, calls: int) -> tuple[float, float]:
-    """OSU's pass: seconds per call of all, and of the computing in it."""
-    total = busy = 0.0
-    for _ in range(calls):
-        barrier()
-        begin = time.perf_counter()
-        wait = start()
-        started = time.perf_counter()
-        while time.perf_counter() - started < target_s:
-            compute(1)
-        stopped = time.perf_counter()
-        wait()
-        total += time.perf_counter() - begin
-        busy += stopped - started
-    return total / calls, busy / calls
+def by_clock(barrier: Operation, start: Starter, target_s: float) -> tuple[float, float]:
+    """OSU's pass: all of it, and the computing in it."""
+    barrier()
+    begin = time.perf_counter()
+    wait = start()
+    started = time.perf_counter()
+    while time.perf_counter() - started < target_s:
+        compute(1)
+    stopped = time.perf_counter()
+    wait()
+    return time.perf_counter() - begin, stopped - started
 
 
-def by_amount(barrier: Operation, start: Starter, steps: int, calls: int) -> float:
-    """IMB's pass: seconds per call of all."""
-    total = 0.0
-    for _ in range(calls):
-        barrier()
-        begin = time.perf_counter()
-        wait = start()
-        compute(steps)
-        wait()
-        total += time.perf_counter() - begin
-    return total / calls
+def by_amount(barrier: Operation, start: Starter, steps: int) -> float:
+    """IMB's pass."""
+    barrier()
+    begin = time.perf_counter()
+    wait = start()
+    compute(steps)
+    wait()
+    return time.perf_counter() - begin
