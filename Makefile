@@ -26,7 +26,7 @@ export PMRUN_WERROR := 1
 # pip left the compiling to the first import; what that made must be kept, or every rank compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo dev test lint format type tidy asan tsan bench sdist-check clean
+.PHONY: help demo dev test lint format type tidy asan tsan fuzz bench sdist-check clean
 
 help:
 	@echo "make demo         build pmrun here and train on 8 ranks with it"
@@ -36,6 +36,7 @@ help:
 	@echo "make type         mypy --strict, and the stub against the extension"
 	@echo "make tidy         the rules of the house, as tests"
 	@echo "make asan tsan    the tests under AddressSanitizer and UBSan, and under ThreadSanitizer"
+	@echo "make fuzz         the wire's decoders under libFuzzer, FUZZ_S seconds each"
 	@echo "make arm64        the plain C tests compiled for arm64, and run by qemu"
 	@echo "make bench        measure against MPI and Gloo (takes a while, wants a quiet machine)"
 	@echo "make sdist-check  build the wheel from the source distribution, install and run it"
@@ -144,6 +145,14 @@ asan: build/asan/.built
 
 tsan: $(READY)
 	$(BIN)/python -m pytest tests/native --sanitize=thread
+
+FUZZ_S ?= 60
+CLANG ?= clang
+
+fuzz: $(READY)
+	@if ! command -v "$(CLANG)" >/dev/null; then \
+		echo "pmrun: no clang ('$(CLANG)' not found), whose libFuzzer this needs; install it ('apt-get install clang') or set CLANG" >&2; exit 1; fi
+	$(BIN)/python tests/fuzz.py "$(CLANG)" $(FUZZ_S)
 
 # ---- another machine --------------------------------------------------------------------------------------
 

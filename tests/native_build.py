@@ -35,16 +35,19 @@ def core_sources() -> list[Path]:
 class NativeBuild:
     """One variant: plain (sanitize is "") or instrumented, for this machine (machine is "") or for another one."""
 
-    def __init__(self, sanitize: str, machine: str = "") -> None:
+    def __init__(self, sanitize: str, machine: str = "", compiler: str = "") -> None:
         variant = sanitize.replace(",", "-") or "plain"
         self.folder = ROOT / "build" / "native" / (f"{machine}-{variant}" if machine else variant)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._machine = machine
-        self._compiler = [f"{machine}-linux-gnu-gcc"] if machine else shlex.split(os.environ.get("CC", "cc"))
+        usual = f"{machine}-linux-gnu-gcc" if machine else os.environ.get("CC", "cc")
+        self._compiler = shlex.split(compiler or usual)
         self._flags = [*c_flags(), "-O1" if sanitize else "-O2", "-g", f"-I{NATIVE}"]
         self._sanitize = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
         if not sanitize:
             self._sanitize = []
+        if "fuzzer" in sanitize:
+            self._flags += ["-DPMR_LIBFUZZER", "-Wno-pass-failed"]  # instrumented, no loop is vectorised
         if sanitize == "thread":
             self._flags.append("-Wno-tsan")  # gcc warns that it does not model fences
 

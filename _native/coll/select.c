@@ -262,7 +262,7 @@ pmr_status pmr_task_begin(pmr_task *task, pmr_comm *comm, const pmr_call *call, 
     pmr_status status = check_call(comm, call, error);
     if (status)
         return status;
-    if (comm->broken) {
+    if (atomic_load_explicit(&comm->broken, memory_order_relaxed)) { /* the engine may find it out meanwhile */
         status =
             pmr_window_aborted(&comm->context->window, error); /* why it broke, if the gang ended by it */
         return status ? status

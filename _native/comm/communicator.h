@@ -74,7 +74,7 @@ struct pmr_comm {
     uint32_t meetings; /* of PMR_GATE_MEET, so far */
     uint32_t rounds;   /* second meetings, so far */
     bool crowded;
-    bool broken;       /* a call was left half way: nothing can follow */
+    _Atomic bool broken;       /* a call was left half way: nothing can follow */
     bool chosen;       /* choices are filled */
     bool queue_open;   /* the engine knows the source */
     pmr_source source; /* queue of nonblocking operations */

@@ -340,6 +340,8 @@ static bool on_answer(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
         pmr_frame frame = {.kind = PMR_FRAME_GAVE_UP, .token = receive};
         return put(p2p, peer, &frame, NULL);
     }
+    if (op->state != PMR_TRANSFER_ANNOUNCED)
+        return true; /* no sound peer answers twice, or what it was not asked */
     pmr_transfer_move(&p2p->todo, op, PMR_TRANSFER_SENDING);
     op->peer_token = receive;
     op->moved = 0;
@@ -382,9 +384,17 @@ static void on_fragment(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
         pmr_transfer_finish(p2p, op, PMR_OK, NULL);
 }
 
+/* Bytes that a frame must have to say what it says. */
+static size_t least_bytes(uint32_t kind)
+{
+    return kind == PMR_FRAME_ANNOUNCE ? sizeof(pmr_announcement) : kind == PMR_FRAME_ANSWER ? sizeof(uint64_t) : 0;
+}
+
 static bool on_frame(pmr_p2p *p2p, uint32_t peer, const pmr_frame_view *view)
 {
     pmr_transfer *op;
+    if (view->frame->payload_bytes < least_bytes(view->frame->kind))
+        return true; /* no sound peer sends it: dropped */
     switch (view->frame->kind) {
     case PMR_FRAME_EAGER:
         return on_eager(p2p, peer, view);
