@@ -145,9 +145,12 @@ class Controller:
 
     def _report(self, outcome: gang.Outcome) -> None:
         if outcome.cause is not None or outcome.survivors:
-            from pmrun.launcher import report  # most jobs end well and need not pay for it
+            from pmrun.launcher import last_failure, report  # most jobs end well and need not pay for it
 
-            self._display.say(report.compose(outcome))
+            text = report.compose(outcome)
+            self._display.say(text)
+            if report.is_failure(outcome):
+                last_failure.keep(text, self._job.command, f"exit code {outcome.code}")
 
     def _flushing(self) -> bool:
         return not self._display.empty and self._impatient == 0

@@ -54,6 +54,11 @@ def compose(outcome: Outcome) -> str:
     return "".join(f"pmrun: {line}\n" if not line.startswith("  ") else f"{line}\n" for line in lines)
 
 
+def is_failure(outcome: Outcome) -> bool:
+    """Whether somebody may want to read the report again: not where the user ended the job."""
+    return outcome.cause is not None and outcome.cause.kind is not Kind.SIGNAL and not _reader_left(outcome.cause)
+
+
 def _reader_left(cause: Cause) -> bool:
     """Whether pmrun's own reader went away, where other tools end silently too. A rank's code may be the same."""
     return cause.kind is Kind.OUTPUT and cause.code == ExitCode.OUTPUT_CLOSED
