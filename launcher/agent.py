@@ -56,6 +56,12 @@ class SignalRanks(msgspec.Struct, frozen=True):
     number: int
 
 
+class LookAround(msgspec.Struct, frozen=True):
+    """Tell the controller where all ranks are."""
+
+    number: int
+
+
 class KillAll(msgspec.Struct, frozen=True):
     """SIGKILL to every descendant."""
 
@@ -98,7 +104,7 @@ class Exit(msgspec.Struct, frozen=True):
     """End the agent."""
 
 
-Action = Send | Launch | SignalRanks | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput | Exit
+Action = Send | Launch | SignalRanks | LookAround | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput | Exit
 
 
 class Agent:
@@ -134,6 +140,9 @@ class Agent:
             return [FeedStdin(message.data)] if self.phase <= Phase.RUNNING else []
         if isinstance(message, wire.Signal):
             return [SignalRanks(message.number)] if self.phase is Phase.RUNNING else []
+        if isinstance(message, wire.Look):
+            runs = self.phase <= Phase.RUNNING
+            return [LookAround(message.number) if runs else Send(wire.Looked(message.number, ()))]
         if isinstance(message, wire.Stop):
             return self._on_stop(message, now)
         if isinstance(message, (wire.Leave, wire.Refused)):

@@ -21,6 +21,7 @@ from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import agent, keys, limits, process_tree, rank_process
 from pmrun.launcher.agent_store import AgentStore
+from pmrun.launcher.agent_watch import AgentWatch
 from pmrun.launcher.cgroup import ControlGroups, OomWatch, usable_cpus, usable_memory
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.lease import LEASE_S, Leases
@@ -78,6 +79,7 @@ class AgentLoop:
         self._link_full = False
         self._inputs: dict[int, InputStream] = {}
         self._store = AgentStore(link, self._poller)
+        self._watch = AgentWatch(link, self._poller, self._store.waits)
         self._stdin_taken = 0
         self._draining = False
         self._lost = False  # the controller
@@ -96,6 +98,7 @@ class AgentLoop:
             self._poller.wait(self._patience_s())
             now = time.monotonic()
             self._store.on_tick(now)
+            self._watch.on_tick(now)
             if not self._lost and self._link.pending():
                 self._on_link(READ)
             deadline = self._machine.deadline()
@@ -110,7 +113,7 @@ class AgentLoop:
         if not self._lost and self._link.pending():
             return 0.0
         lease = None if self._lost else self._lease.deadline()
-        times = [self._machine.deadline(), self._store.deadline(), lease]
+        times = [self._machine.deadline(), self._store.deadline(), self._watch.deadline(), lease]
         deadline = min((at for at in times if at is not None), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
@@ -132,6 +135,7 @@ class AgentLoop:
         if self._lost or self._leaving:  # it may go once it said Leave
             return
         self._lost = True
+        self._watch.close()
         self._link.forget(self._poller)
         self.end = (f"the main node is lost: {why}", ExitCode.AGENT_LOST)
         self._do(self._machine.on_link_lost(time.monotonic()))
@@ -221,6 +225,7 @@ class AgentLoop:
                 self._poller.forget(fd)
         self._close_input(rank)
         self._store.close(rank)
+        self._watch.on_exit(rank)
         abort = self._window.read_abort()
         call = self._window.last_call(local_rank) if status else None
         exited = wire.RankExited(
@@ -236,6 +241,7 @@ class AgentLoop:
             err_tail=err.tail() if status else b"",
             last_call=f"{call}{' (still inside)' if call.inside else ''}" if call else "",
             standing=self._standing.get(rank),
+            pace=self._window.pace(local_rank),
         )
         self._do(self._machine.on_rank_exited(exited, time.monotonic()))
 
@@ -286,6 +292,8 @@ class AgentLoop:
                 self._feed_stdin(action.data)
             elif isinstance(action, agent.SignalRanks):
                 self._signal_ranks(action.number)
+            elif isinstance(action, agent.LookAround):
+                self._watch.look_around(action.number, time.monotonic())
             elif isinstance(action, agent.KillAll):
                 self._kill_all()
             elif isinstance(action, agent.DrainOutput):
@@ -330,6 +338,7 @@ class AgentLoop:
             self._reap()
         else:
             self._poller.watch(self._status_fd, READ, self._check_started)
+            self._watch.open(start, self._window, self._pids, cpus, time.monotonic())
 
     def _refuse(self, text: str, code: int) -> None:
         """Nothing was started, and nothing will be."""
