@@ -22,6 +22,7 @@ class ExitCode:
     OUTPUT_FAILED = 74  # the standard output cannot be written: its disk is full
     START_FAILED = 75  # the gang could not be started whole within --start-timeout
     AGENT_LOST = 76  # the agent died, or was killed; its ranks were stopped
+    HANG = 79  # ranks waited in a call for longer than --hang-timeout
     TIMEOUT = 124  # --timeout ran out
     NOT_EXECUTABLE = 126
     NOT_FOUND = 127
