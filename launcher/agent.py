@@ -60,6 +60,12 @@ class AskToStop(msgspec.Struct, frozen=True):
     """Let `pm.should_stop()` say so; send SIGTERM only to the ranks that never asked it."""
 
 
+class LookAround(msgspec.Struct, frozen=True):
+    """Tell the controller where all ranks are."""
+
+    number: int
+
+
 class KillAll(msgspec.Struct, frozen=True):
     """SIGKILL to every descendant."""
 
@@ -102,7 +108,10 @@ class Exit(msgspec.Struct, frozen=True):
     """End the agent."""
 
 
-Action = Send | Launch | SignalRanks | AskToStop | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput | Exit
+Action = (
+    Send | Launch | SignalRanks | AskToStop | LookAround | KillAll | Tell | Depart | FeedStdin | AddCredit | DrainOutput
+    | Exit
+)  # fmt: skip
 
 
 class Agent:
@@ -140,6 +149,9 @@ class Agent:
             if self.phase is not Phase.RUNNING:
                 return []
             return [AskToStop() if message.number == _SIGTERM else SignalRanks(message.number)]
+        if isinstance(message, wire.Look):
+            runs = self.phase <= Phase.RUNNING
+            return [LookAround(message.number) if runs else Send(wire.Looked(message.number, ()))]
         if isinstance(message, wire.Stop):
             return self._on_stop(message, now)
         if isinstance(message, (wire.Leave, wire.Refused)):

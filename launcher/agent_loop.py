@@ -22,6 +22,7 @@ from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import agent, keys, limits, process_tree, rank_process
 from pmrun.launcher.agent_store import AgentStore
+from pmrun.launcher.agent_watch import AgentWatch
 from pmrun.launcher.cgroup import ControlGroups, OomWatch, usable_cpus, usable_memory
 from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.lease import LEASE_S, Leases
@@ -79,6 +80,7 @@ class AgentLoop:
         self._link_full = False
         self._inputs: dict[int, InputStream] = {}
         self._store = AgentStore(link, self._poller)
+        self._watch = AgentWatch(link, self._poller, self._store.waits)
         self._stdin_taken = 0
         self._draining = False
         self._lost = False  # the controller
@@ -97,6 +99,7 @@ class AgentLoop:
             self._poller.wait(self._patience_s())
             now = time.monotonic()
             self._store.on_tick(now)
+            self._watch.on_tick(now)
             if not self._lost and self._link.pending():
                 self._on_link(READ)
             deadline = self._machine.deadline()
@@ -111,7 +114,7 @@ class AgentLoop:
         if not self._lost and self._link.pending():
             return 0.0
         lease = None if self._lost else self._lease.deadline()
-        times = [self._machine.deadline(), self._store.deadline(), lease]
+        times = [self._machine.deadline(), self._store.deadline(), self._watch.deadline(), lease]
         deadline = min((at for at in times if at is not None), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
@@ -133,6 +136,7 @@ class AgentLoop:
         if self._lost or self._leaving:  # it may go once it said Leave
             return
         self._lost = True
+        self._watch.close()
         self._link.forget(self._poller)
         self.end = (f"the main node is lost: {why}", ExitCode.AGENT_LOST)
         self._do(self._machine.on_link_lost(time.monotonic()))
@@ -222,6 +226,7 @@ class AgentLoop:
                 self._poller.forget(fd)
         self._close_input(rank)
         self._store.close(rank)
+        self._watch.on_exit(rank)
         abort = self._window.read_abort()
         call = self._window.last_call(local_rank) if status else None
         exited = wire.RankExited(
@@ -238,6 +243,7 @@ class AgentLoop:
             last_call=f"{call}{' (still inside)' if call.inside else ''}" if call else "",
             standing=self._standing.get(rank),
             resumable=status == ExitCode.RESUMABLE and self._window.heed(local_rank) == HEED_AGREED,
+            pace=self._window.pace(local_rank),
         )
         self._do(self._machine.on_rank_exited(exited, time.monotonic()))
 
@@ -290,6 +296,8 @@ class AgentLoop:
                 self._signal_ranks(action.number, self._processes.values())
             elif isinstance(action, agent.AskToStop):
                 self._ask_to_stop()
+            elif isinstance(action, agent.LookAround):
+                self._watch.look_around(action.number, time.monotonic())
             elif isinstance(action, agent.KillAll):
                 self._kill_all()
             elif isinstance(action, agent.DrainOutput):
@@ -334,6 +342,7 @@ class AgentLoop:
             self._reap()
         else:
             self._poller.watch(self._status_fd, READ, self._check_started)
+            self._watch.open(start, self._window, self._pids, cpus, time.monotonic())
 
     def _refuse(self, text: str, code: int) -> None:
         """Nothing was started, and nothing will be."""

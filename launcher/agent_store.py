@@ -80,6 +80,10 @@ class AgentStore:
         if self._host is not None and self._table is None:
             self._host.pause(full)
 
+    def waits(self) -> dict[int, tuple[str, float]]:
+        """Which ranks wait, for which key, and how long, where the table is here."""
+        return {} if self._table is None else self._table.waits()
+
     def deadline(self) -> float | None:
         """When `on_tick` has something to do."""
         return None if self._table is None else self._table.deadline()

@@ -170,6 +170,8 @@ def build_job(line: CommandLine) -> Job:
         timeout_s=values.get(opt.TIMEOUT),
         start_timeout_s=values.get(opt.START_TIMEOUT),
         grace_s=values.get(opt.GRACE),
+        hang_timeout_s=values.get(opt.HANG_TIMEOUT),
+        hang_ends=values.get(opt.ON_HANG) == "end",
         json_events=_events_file(values),
         transport=values.get(opt.TRANSPORT),
         reproducible=values.get(opt.REPRODUCIBLE),

@@ -24,6 +24,7 @@ from pmrun.launcher import gang, rendezvous
 from pmrun.launcher.describe import exit_code, signal_name
 from pmrun.launcher.display import Display
 from pmrun.launcher.events import EventLog
+from pmrun.launcher.hang_desk import HangDesk
 from pmrun.launcher.job import Job
 from pmrun.launcher.lease import LEASE_S, Leases
 from pmrun.launcher.link import Event, Hub
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _SENT_S: Final = 0.2  # what was queued is surely with the kernel by then
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT)
 
 
 class Fleet(Protocol):
@@ -77,9 +78,12 @@ class Controller:
         self._first_ranks: list[int] = []
         self._stdin = StdinSource([], self._send)
         self._store: GangStore | None = None
+        self._hang: HangDesk | None = None
         self._outcome: gang.Outcome | None = None
         # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
-        self._inbox = SignalInbox(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
+        # SIGQUIT is taken all the same: it ends nothing, and every shell ignores it for what it starts in the background.
+        ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN} - {signal.SIGQUIT}
+        self._inbox = SignalInbox(number for number in SIGNALS if number not in ignored)
         self._stop_at: float | None = None  # Ctrl-Z: when this process stops
         self._impatient = 0  # signals that came after the gang was over
         if job.output.directory is not None:
@@ -139,15 +143,19 @@ class Controller:
                 None if self._gang is None else self._gang.deadline(),
                 self._lease.deadline(),
                 None if self._store is None else self._store.deadline(),
+                None if self._hang is None else self._hang.deadline(now),
             ]
         deadline = min((at for at in times if at is not None), default=None)
         return None if deadline is None else max(0.0, deadline - now)
 
     def _report(self, outcome: gang.Outcome) -> None:
         if outcome.cause is not None or outcome.survivors:
-            from pmrun.launcher import report  # most jobs end well and need not pay for it
+            from pmrun.launcher import last_failure, report  # most jobs end well and need not pay for it
 
-            self._display.say(report.compose(outcome))
+            text = report.compose(outcome)
+            self._display.say(text)
+            if report.is_failure(outcome):
+                last_failure.keep(outcome.told + text, self._job.command, f"exit code {outcome.code}")
 
     def _flushing(self) -> bool:
         return not self._display.empty and self._impatient == 0
@@ -178,6 +186,8 @@ class Controller:
             self._stdin.on_credit(node, message.count)
         elif isinstance(message, wire.Notice):
             self._display.say(f"pmrun: {message.text}\n")
+        elif self._hang is not None and isinstance(message, wire.Waits | wire.Looked):
+            self._do(self._hang.on_message(node, message, now))
         elif self._store is not None and isinstance(message, wire.StoreRequest | wire.StoreClosed):
             self._store.on_message(node, message, now)
         else:
@@ -214,6 +224,8 @@ class Controller:
                 self._hub.send(peer, wire.Beat())
         if self._store is not None:
             self._store.on_tick(now)
+        if self._hang is not None:
+            self._do(self._hang.on_tick(now))
         machine = self._gang if self._gang is not None else self._meeting
         deadline = machine.deadline()
         if deadline is None or now < deadline or self._outcome is not None:
@@ -234,6 +246,8 @@ class Controller:
         for number in self._inbox.read():
             if number == signal.SIGTSTP:
                 self._suspend()
+            elif number == signal.SIGQUIT:
+                self._show_ranks()
             elif self._outcome is not None:
                 self._impatient += 1
             elif number in SIGNALS:
@@ -243,10 +257,19 @@ class Controller:
                     text = f"stopped by {signal_name(number)} before the gang had started"
                     self._give_up(gang.Cause(gang.Kind.SIGNAL, text, exit_code(-number)))
 
+    def _show_ranks(self) -> None:
+        """SIGQUIT (Ctrl-\\): where every rank is, now."""
+        if self._hang is None:
+            self._display.say("pmrun: no rank runs yet: not all nodes are there\n")
+        elif self._outcome is None:
+            self._do(self._hang.on_quit(time.monotonic()))
+
     def _suspend(self) -> None:
         """Ctrl-Z: first the ranks stop, then pmrun; whoever continues it continues them."""
         if self._gang is not None:
             self._do(self._gang.on_suspend(True))
+        if self._hang is not None:
+            self._hang.on_suspend(True, time.monotonic())
         # A message to another machine is sent by a thread of libzmq, which stops with this process.
         self._stop_at = time.monotonic() + (_SENT_S if self._hub.sends_later else 0.0)
 
@@ -256,6 +279,8 @@ class Controller:
             os.kill(os.getpid(), signal.SIGSTOP)
             if self._gang is not None:
                 self._do(self._gang.on_suspend(False))
+            if self._hang is not None:
+                self._hang.on_suspend(False, time.monotonic())
 
     # ---- actions --------------------------------------------------------------------------------------
 
@@ -297,6 +322,7 @@ class Controller:
             self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
         self._gang = gang.Gang(starts, limits, time.monotonic())
+        self._hang = HangDesk(self._job, starts, self._gang, self._store)
         self._do(self._gang.begin())
 
     def _do(self, actions: list[gang.Action]) -> None:

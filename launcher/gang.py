@@ -20,6 +20,7 @@ import msgspec
 
 from pmrun import window, wire
 from pmrun.errors import ExitCode
+from pmrun.launcher import stragglers
 from pmrun.launcher.describe import ended, exit_code, signal_name
 
 SETTLE_S: Final = 0.1  # for the other ranks to fail by themselves, with RankFailed
@@ -42,6 +43,7 @@ class Kind(enum.Enum):
     TIMEOUT = "timeout"
     AGENT = "agent"
     OUTPUT = "output"  # nobody reads pmrun's output any more
+    HANG = "hang"
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -63,6 +65,7 @@ class Outcome(msgspec.Struct, frozen=True):
     node_names: tuple[str, ...]
     first_ranks: tuple[int, ...]
     survivors: tuple[tuple[str, int], ...]  # node, process id
+    told: str = ""  # what the user has read of it already
 
     def node_of(self, rank: int) -> str:
         """Name of a rank's node."""
@@ -129,6 +132,7 @@ class Gang:
         self._survivors: list[tuple[str, int]] = []
         self._finished = False
         self._signals = 0
+        self._told = ""
         self.cause: Cause | None = None
 
     # ---- events ---------------------------------------------------------------------------------------
@@ -197,6 +201,15 @@ class Gang:
         if self._finished:
             return []
         return self._end(Cause(Kind.OUTPUT, f"cannot write the standard output: {why}", code), 0.0, TERM_S)
+
+    def on_hang(self, rank: int, text: str, told: str) -> list[Action]:
+        """Ranks wait for what does not come; `rank` is to blame, -1: none or several. `told` is the report, which was shown."""
+        if self.cause is not None or self._finished:
+            return []
+        self._told = told
+        passed: list[Action] = [SendTo(node, wire.Signal(_SIGTERM)) for node in self._open()]
+        cause = Cause(Kind.HANG, text, ExitCode.HANG, rank=rank)
+        return [*passed, *self._end(cause, self._limits.grace_s, TERM_S, tell=False)]
 
     def deadline(self) -> float | None:
         """When `on_tick` has something to do."""
@@ -273,6 +286,11 @@ class Gang:
     def _signal_cause(self, number: int) -> Cause:
         return Cause(Kind.SIGNAL, f"stopped by {signal_name(number)}", exit_code(-number))
 
+    @property
+    def over(self) -> frozenset[int]:
+        """Nodes that nothing more comes from."""
+        return frozenset(self._over)
+
     def _open(self) -> list[int]:
         return [node for node in range(len(self._starts)) if node not in self._over]
 
@@ -303,7 +321,16 @@ class Gang:
             self.cause = self._untold()
         outcome = self._outcome()
         leave = [SendTo(to, wire.Leave(outcome.code)) for to in range(len(self._starts))]
-        return [*actions, *leave, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
+        notes: list[Action] = []
+        straggler = stragglers.find({rank: exited.pace for rank, exited in self._exits.items()})
+        if straggler is not None:
+            fields: dict[str, object] = {
+                "rank": straggler.rank,
+                "waiting": straggler.share,
+                "others_waiting": straggler.others_share,
+            }
+            notes.append(Note("straggler", fields))
+        return [*actions, *leave, *notes, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
 
     def _untold(self) -> Cause | None:
         """Success is what every rank reported; agents that are done and left one out are not believed."""
@@ -334,7 +361,7 @@ class Gang:
             self.cause = self._origin(self.cause)
         names = tuple(start.node_name for start in self._starts)
         firsts = tuple(start.first_rank for start in self._starts)
-        return Outcome(self._code(), self.cause, self._exits, names, firsts, tuple(self._survivors))
+        return Outcome(self._code(), self.cause, self._exits, names, firsts, tuple(self._survivors), self._told)
 
     def _code(self) -> int:
         """The culprit's own code where it ended by itself, else that of the first rank that failed."""

@@ -49,6 +49,7 @@ _EXAMPLES = """\
   74    the standard output cannot be written (141: nobody reads it any more)
   75    the gang could not be started whole within --start-timeout; or its ranks saved their work, to be resumed later
   76    pmrun's agent on a node died, or the node was lost; the ranks were stopped
+  79    ranks waited in a call for longer than --hang-timeout
   124   --timeout ran out
   126   the program may not be executed (127: it was not found)
   130   interrupted by Ctrl-C (129: SIGHUP, 143: SIGTERM)

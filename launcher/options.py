@@ -161,6 +161,16 @@ def parse_duration_above_zero(text: str) -> float:
     return seconds
 
 
+def parse_limit(text: str) -> float:
+    return 0.0 if text == "none" else parse_duration(text)
+
+
+def parse_on_hang(text: str) -> str:
+    if text not in ("end", "report"):
+        raise ValueError("choose 'end' or 'report'")
+    return text
+
+
 def parse_flag(text: str) -> bool:
     if text.lower() in _TRUE:
         return True
@@ -349,6 +359,14 @@ GRACE = Option(
     "grace", parse_duration, 5.0, metavar="TIME", group=RUNNING, kinds=_TIME,
     text="how long ranks may take to end after they were asked to; default: 5s",
 )  # fmt: skip
+HANG_TIMEOUT = Option(
+    "hang-timeout", parse_limit, 300.0, metavar="TIME|none", group=RUNNING, complete="none",
+    text="how long a rank may wait in one call before it is a hang, which is told with all ranks' stacks; default: 300s",
+)  # fmt: skip
+ON_HANG = Option(
+    "on-hang", parse_on_hang, "end", metavar="end|report", group=RUNNING, complete="end report",
+    text="what follows a hang: end the job, exit code 79, or only report it; default: end",
+)  # fmt: skip
 TAG = Option(
     "tag", parse_flag, True, flag=True, negatable=True, group=OUTPUT,
     text="begin each line with its rank; default: yes",
@@ -393,7 +411,7 @@ HELP = Option(
 OPTIONS: tuple[Option[Any], ...] = (
     RANKS, BACKEND, MAP_BY, BIND_TO,
     HOSTS, HOSTFILE, SSH, NNODES, NODE_RANK, MAIN, SECRET_FILE, INTERFACE, TRANSPORT, REPRODUCIBLE, ENCRYPT,
-    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE,
+    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE, HANG_TIMEOUT, ON_HANG,
     TAG, TIMESTAMP, ONLY_RANKS, OUTPUT_DIR, STDIN, JSON_EVENTS,
     DRY_RUN, COMPLETION, VERSION, HELP,
 )  # fmt: skip

@@ -42,6 +42,7 @@ def make_starts(job: Job, nodes: list[Node], job_id: str, attempt: int, main_por
             reproducible=job.reproducible,
             encrypt=job.encrypt,
             start_timeout_s=job.start_timeout_s,
+            hang_timeout_s=job.hang_timeout_s,
         )
         for number, node in enumerate(nodes)
     ]

@@ -24,6 +24,7 @@ from pmrun.errors import ExitCode
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_PTRACER: Final = 0x59616D61
 _STATUS = struct.Struct("<iii")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -173,6 +174,8 @@ def _run_child(
 def _become_rank(program: Program, stdio: tuple[int, int, int], agent: int) -> None:
     os.setsid()
     die_with_parent(agent, signal.SIGKILL)
+    # Under Yama only ancestors may look at a process: what the agent starts to take stacks may too. Fails where there is none.
+    _libc.prctl(_PR_SET_PTRACER, agent, 0, 0, 0)
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)  # the copy stays open on exec
     os.set_inheritable(program.window_fd, True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report at the end of a gang that failed: first cause, its traceback or last lines, the others in a line.
 
-Where the gang was stopped from outside, it tells who waited in which call instead. Pure text from an `Outcome`. The
+Where the gang was stopped from outside, it tells who waited in which call instead; of a hang, all was told when it was
+found (launcher/hang_report.py). Pure text from an `Outcome`. The
 traceback is found in the tail of the rank's standard error, so the user's code needs no decorator and no hook.
 Invariant: a gang that ended well has no report.
 """
@@ -13,6 +14,7 @@ from typing import Final
 
 from pmrun import wire
 from pmrun.errors import ExitCode
+from pmrun.launcher import stragglers
 from pmrun.launcher.describe import ended, rank_list
 from pmrun.launcher.gang import Cause, Kind, Outcome
 
@@ -34,7 +36,7 @@ def compose(outcome: Outcome) -> str:
     """The report, with a newline at its end, or "" when there is nothing to say."""
     cause = outcome.cause
     lines: list[str] = []
-    if cause is not None and not _reader_left(cause):
+    if cause is not None and not _reader_left(cause) and not outcome.told:
         if outcome.code == ExitCode.RESUMABLE and cause.kind in (Kind.SIGNAL, Kind.TIMEOUT, Kind.RESUMABLE):
             lines.append(f"{cause.text}; the job can be resumed: start it again to go on (exit code {outcome.code})")
         elif cause.kind is Kind.RANK:
@@ -46,6 +48,9 @@ def compose(outcome: Outcome) -> str:
             lines.append(cause.text)
             if cause.kind in (Kind.SIGNAL, Kind.TIMEOUT, Kind.RESUMABLE):
                 lines += _standings(outcome, cause.kind)
+            straggler = stragglers.find({rank: exited.pace for rank, exited in outcome.exits.items()})
+            if cause.kind is Kind.TIMEOUT and straggler is not None:
+                lines.append(f"  {straggler}")
         if cause.kind in (Kind.RANK, Kind.MISMATCH):
             culprit = outcome.exits.get(cause.rank)
             own = cause.kind is Kind.RANK and culprit is not None and culprit.status != 0
@@ -54,6 +59,11 @@ def compose(outcome: Outcome) -> str:
     for node, pid in outcome.survivors:
         lines.append(f"process {pid} on {node} hangs in the kernel and did not end; look at it with ps")
     return "".join(f"pmrun: {line}\n" if not line.startswith("  ") else f"{line}\n" for line in lines)
+
+
+def is_failure(outcome: Outcome) -> bool:
+    """Whether somebody may want to read the report again: not where the user ended the job."""
+    return outcome.cause is not None and outcome.cause.kind is not Kind.SIGNAL and not _reader_left(outcome.cause)
 
 
 def _reader_left(cause: Cause) -> bool:

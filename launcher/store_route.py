@@ -86,6 +86,10 @@ class GangStore:
         for rank in self._ranks[node]:
             self._server.on_rank_ended(rank)
 
+    def waits(self, now: float) -> dict[int, tuple[str, float]]:
+        """Which ranks wait, for which key, and how long."""
+        return self._server.waits(now)
+
     def deadline(self) -> float | None:
         """When `on_tick` has something to do."""
         return self._server.deadline()

@@ -45,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = private
     os.environ[leak_guard.MARK] = os.path.basename(private)
     tempfile.tempdir = None
+    os.environ["XDG_STATE_HOME"] = os.path.join(private, "pytest", "state")  # no report of a failure goes to the user's
     config.stash[_PRIVATE] = Path(private)
     if not config.option.basetemp:
         config.option.basetemp = os.path.join(private, "pytest")

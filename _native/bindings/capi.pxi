@@ -182,7 +182,7 @@ cdef extern from "include/pmr.h" nogil:
                          pmr_request **out, pmr_error *error)
     pmr_status pmr_irecv(pmr_comm *comm, void *data, size_t bytes, int32_t source, int32_t tag, uint32_t site,
                          pmr_request **out, pmr_error *error)
-    pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
+    pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, uint32_t site, int64_t timeout_ns,
                          pmr_message_info *info_out, pmr_error *error)
 
     pmr_status pmr_request_wait(pmr_request *request, int64_t timeout_ns, pmr_error *error)

@@ -87,10 +87,12 @@ cdef int probe_now(Handle comm, int32_t source, int32_t tag, int64_t limit_ns, p
     """1: there is one, and `info` tells of it; 0: none within the limit of 0."""
     cdef pmr_error error
     cdef pmr_status status
+    cdef pmr_form form = PMR_FORM_PLAIN
+    cdef uint32_t site = 0 if limit_ns == 0 else site_here(&form)
     comm.enter()
     clear(&error)
     with nogil:
-        status = pmr_probe(comm.handle, source, tag, limit_ns, info, &error)
+        status = pmr_probe(comm.handle, source, tag, site, limit_ns, info, &error)
     comm.leave()
     if status != PMR_OK and status != PMR_PENDING:
         check(status, &error)

@@ -163,6 +163,8 @@ pmr_status pmr_coll_start(pmr_comm *comm, const pmr_call *call, pmr_request **ou
         return status;
     }
     queued->task.request = request;
+    queued->task.record->mode = PMR_RECORD_STARTED;
+    pmr_request_note(request, comm->recorder, queued->task.record);
     if (!comm->queue_open)
         open_queue(comm);
     queue_append(comm, &queued->task);

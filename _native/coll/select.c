@@ -209,6 +209,7 @@ static void record(pmr_task *task, uint64_t bytes)
     record->dtype = (uint8_t)call->dtype;
     record->op = in(REDUCING, call->kind) ? (uint8_t)call->op : 0xff;
     record->form = (uint8_t)call->form;
+    record->mode = PMR_RECORD_CALL;
     pmr_recorder_publish(record);
     task->record = record;
     task->record_number = record->number;
@@ -285,6 +286,5 @@ void pmr_task_begin_inner(pmr_task *task, const pmr_task *outer, pmr_comm *inner
 
 void pmr_task_end(pmr_task *task)
 {
-    if (__atomic_load_n(&task->record->number, __ATOMIC_RELAXED) == task->record_number) /* not yet overwritten by later calls */
-        pmr_recorder_done(task->record);
+    pmr_recorder_done_if(task->record, task->record_number);
 }

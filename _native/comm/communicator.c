@@ -51,6 +51,7 @@ pmr_status pmr_comm_open(pmr_context *context, pmr_board *board, uint32_t id, ui
     pmr_wait_policy_init(&comm->policy, context->crowded);
     comm->watch = (pmr_watch){
         .abort_state = pmr_window_abort_word(&context->window), .check = pmr_comm_check, .arg = comm};
+    pmr_recorder_join(context->recorder, id, size, members);
     *out = comm;
     return PMR_OK;
 }
@@ -85,6 +86,7 @@ void pmr_comm_close(pmr_comm *comm)
         free(task);
         task = next;
     }
+    pmr_recorder_part(comm->recorder, comm->id, comm->size, comm->members);
     pmr_span_close(comm->span);
     free(comm->members);
     free(comm);

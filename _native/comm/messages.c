@@ -7,6 +7,7 @@
 #include "comm/communicator.h"
 #include "core/clock.h"
 #include "progress/p2p.h"
+#include "progress/request.h"
 
 static pmr_status check_rank(const pmr_comm *comm, const char *what, int32_t rank, bool any, pmr_error *error)
 {
@@ -79,6 +80,7 @@ static pmr_record *record(pmr_comm *comm, pmr_kind kind, int32_t peer, size_t by
     record->dtype = PMR_UINT8;
     record->op = 0xff;
     record->form = PMR_FORM_PLAIN;
+    record->mode = PMR_RECORD_CALL;
     pmr_recorder_publish(record);
     return record;
 }
@@ -145,6 +147,8 @@ pmr_status pmr_isend(pmr_comm *comm, const void *data, size_t bytes, int32_t des
         return status;
     pmr_record *entered = record(comm, PMR_SEND, dest, bytes, site);
     status = pmr_p2p_isend(comm->context->p2p, &message, out, error);
+    if (!status)
+        pmr_request_note(*out, comm->recorder, entered);
     pmr_recorder_done(entered); /* the call returned; the request's end is not recorded */
     return status;
 }
@@ -158,11 +162,13 @@ pmr_status pmr_irecv(pmr_comm *comm, void *data, size_t bytes, int32_t source, i
         return status;
     pmr_record *entered = record(comm, PMR_RECV, source, bytes, site);
     status = pmr_p2p_irecv(comm->context->p2p, &in, out, error);
+    if (!status)
+        pmr_request_note(*out, comm->recorder, entered);
     pmr_recorder_done(entered);
     return status;
 }
 
-pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
+pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, uint32_t site, int64_t timeout_ns,
                      pmr_message_info *info_out, pmr_error *error)
 {
     pmr_p2p_in in;
@@ -170,7 +176,14 @@ pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeou
     if (status)
         return status;
     pmr_p2p_wait wait = wait_of(comm, timeout_ns);
-    if (timeout_ns == 0)
-        wait.deadline_ns = 0;
-    return pmr_p2p_probe(comm->context->p2p, &in, &wait, info_out, error);
+    int64_t deadline_ns = wait.deadline_ns;
+    wait.deadline_ns = 0;
+    status = pmr_p2p_probe(comm->context->p2p, &in, &wait, info_out, error);
+    if (status != PMR_PENDING || timeout_ns == 0)
+        return status;
+    wait.deadline_ns = deadline_ns;
+    pmr_record *entered = record(comm, PMR_RECV, source, 0, site); /* only a wait is worth one */
+    status = pmr_p2p_probe(comm->context->p2p, &in, &wait, info_out, error);
+    pmr_recorder_done(entered);
+    return status;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * recorder.c: opening a recorder, its table of call sites, finding a record.
+ * recorder.c: opening a recorder, its tables of call sites and of communicators, finding a record.
  *
  * Sites are interned by text, so the table is bounded by the program's number of call sites; a full table
  * answers 0, which reads as an unknown place. Invariant: a site's text is complete before its number is
@@ -41,6 +41,41 @@ const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site)
     return site > 0 && site < recorder->sites ? recorder->site[site] : "an unknown place";
 }
 
+static uint32_t hash_of(uint32_t size, const uint32_t *members)
+{
+    uint32_t hash = 2166136261u; /* FNV-1a, by words */
+    for (uint32_t i = 0; i < size; i++)
+        hash = (hash ^ members[i]) * 16777619u;
+    return hash;
+}
+
+void pmr_recorder_join(pmr_recorder *recorder, uint32_t comm, uint32_t size, const uint32_t *members)
+{
+    for (uint32_t i = 0; i < PMR_RECORDER_COMMS; i++) {
+        pmr_membership *entry = &recorder->membership[i];
+        uint32_t untaken = 0;
+        if (!__atomic_compare_exchange_n(&entry->taken, &untaken, 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            continue;
+        entry->comm = comm;
+        entry->group = hash_of(size, members);
+        __atomic_store_n(&entry->size, size, __ATOMIC_RELEASE);
+        return;
+    }
+}
+
+void pmr_recorder_part(pmr_recorder *recorder, uint32_t comm, uint32_t size, const uint32_t *members)
+{
+    uint32_t group = hash_of(size, members);
+    for (uint32_t i = 0; i < PMR_RECORDER_COMMS; i++) {
+        pmr_membership *entry = &recorder->membership[i];
+        if (__atomic_load_n(&entry->size, __ATOMIC_ACQUIRE) != size || entry->comm != comm || entry->group != group)
+            continue;
+        __atomic_store_n(&entry->size, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&entry->taken, 0, __ATOMIC_RELEASE);
+        return;
+    }
+}
+
 /* The newest record of a collective on `comm`, of call `seq` unless that is 0. */
 static bool find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out)
 {
@@ -52,7 +87,7 @@ static bool find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_
         *out = *record;
         atomic_thread_fence(memory_order_acquire);
         if (out->number == number && record->number == number && out->comm == comm && out->kind < PMR_SEND &&
-            (seq == 0 || out->seq == seq))
+            out->mode != PMR_RECORD_WAIT && (seq == 0 || out->seq == seq))
             return true;
     }
     return false;

@@ -22,6 +22,10 @@ uint32_t pmr_recorder_site(pmr_recorder *recorder, const char *text);
 /* The text of a site, or "an unknown place". */
 const char *pmr_recorder_site_text(const pmr_recorder *recorder, uint32_t site);
 
+/* The rank has joined a communicator, or left it. One that there is no room for is not listed. */
+void pmr_recorder_join(pmr_recorder *recorder, uint32_t comm, uint32_t size, const uint32_t *members);
+void pmr_recorder_part(pmr_recorder *recorder, uint32_t comm, uint32_t size, const uint32_t *members);
+
 /* The newest record of call `seq` on communicator `comm`. False: already overwritten, or never entered. */
 bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_record *out);
 
@@ -42,6 +46,13 @@ static inline pmr_record *pmr_recorder_next(pmr_recorder *recorder)
 static inline void pmr_recorder_publish(pmr_record *record)
 {
     __atomic_store_n(&record->number, ~record->number, __ATOMIC_RELEASE);
+}
+
+/* Of a record that later calls of other threads may have overwritten: `number` is what it had. */
+static inline void pmr_recorder_done_if(pmr_record *record, uint64_t number)
+{
+    if (__atomic_load_n(&record->number, __ATOMIC_RELAXED) == number)
+        record->done_ticks = pmr_ticks();
 }
 
 static inline void pmr_recorder_done(pmr_record *record)

@@ -77,6 +77,13 @@ _Static_assert(sizeof(pmr_window_header) == 1088 + 5 * PMR_WINDOW_RANKS_MAX, "wi
 #define PMR_RECORDER_ENTRIES    256u
 #define PMR_RECORDER_SITES      256u
 #define PMR_RECORDER_SITE_BYTES 184u
+#define PMR_RECORDER_COMMS      124u
+
+enum pmr_record_mode {
+    PMR_RECORD_CALL = 0,    /* the caller is inside until it is done */
+    PMR_RECORD_STARTED = 1, /* a nonblocking call: nobody need be waiting for it */
+    PMR_RECORD_WAIT = 2     /* the caller waits for a nonblocking call, which the rest describes */
+};
 
 typedef struct pmr_record { /* one call; entry i of the ring holds call number n with n % ENTRIES == i */
     uint64_t number;        /* counts this rank's calls from 1; written last when a slot is reused */
@@ -89,8 +96,16 @@ typedef struct pmr_record { /* one call; entry i of the ring holds call number n
     int32_t peer;            /* root, destination or source; -1: none */
     uint8_t kind, dtype, op; /* pmr_kind, pmr_dtype, pmr_op */
     uint8_t form;            /* pmr_form: what the call is a part of */
-    uint8_t reserved[12];
+    uint8_t mode;            /* pmr_record_mode */
+    uint8_t reserved[11];
 } pmr_record;
+
+typedef struct pmr_membership { /* a communicator that the rank has open: those with equal `comm` and `group` are in one */
+    uint32_t taken;             /* 0 -> 1 by compare and swap */
+    uint32_t comm;
+    uint32_t group; /* a hash of its members: ranks that have nothing in common may use one id twice */
+    uint32_t size;  /* its members; written last, 0: not in use */
+} pmr_membership;
 
 typedef struct pmr_recorder {
     uint64_t count; /* calls entered so far; the newest is number == count */
@@ -103,10 +118,11 @@ typedef struct pmr_recorder {
     uint8_t reserved[16];
     pmr_record record[PMR_RECORDER_ENTRIES];
     char site[PMR_RECORDER_SITES][PMR_RECORDER_SITE_BYTES]; /* NUL terminated */
+    pmr_membership membership[PMR_RECORDER_COMMS];          /* as many as there is room for */
 } pmr_recorder;
 
 _Static_assert(sizeof(pmr_record) == 64, "window layout");
-_Static_assert(sizeof(pmr_recorder) == 64 + 64 * 256 + 184 * 256, "window layout");
+_Static_assert(sizeof(pmr_recorder) == 64 + 64 * 256 + 184 * 256 + 16 * 124, "window layout");
 
 #define PMR_RECORDER_STRIDE 65536u /* pmr_recorder rounded up to pages */
 

@@ -269,7 +269,7 @@ pmr_status pmr_sendrecv(pmr_comm *comm, const void *send_data, size_t send_bytes
                         int64_t timeout_ns, pmr_message_info *info_out, pmr_error *error);
 /* Waits until a message that matches could be received, and tells of it without taking it.
  * timeout_ns = 0: only looks; PMR_PENDING when there is none. */
-pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, int64_t timeout_ns,
+pmr_status pmr_probe(pmr_comm *comm, int32_t source, int32_t tag, uint32_t site, int64_t timeout_ns,
                      pmr_message_info *info_out, pmr_error *error);
 
 /* ---- requests ---- */

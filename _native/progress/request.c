@@ -29,7 +29,14 @@ pmr_request *pmr_request_take(pmr_engine *engine)
     request->engine = engine;
     request->next = NULL;
     request->operation = NULL;
+    request->recorder = NULL;
     return request;
+}
+
+void pmr_request_note(pmr_request *request, pmr_recorder *recorder, const pmr_record *call)
+{
+    request->call = *call;
+    request->recorder = recorder;
 }
 
 void pmr_request_drop(pmr_request *request)
@@ -64,6 +71,8 @@ static pmr_status outcome(const pmr_request *request, pmr_error *error)
     return request->status;
 }
 
+#define RECORDED_WAIT_NS 1000000000
+
 static pmr_status check_interrupt(void *arg, pmr_error *error)
 {
     (void)arg;
@@ -72,11 +81,41 @@ static pmr_status check_interrupt(void *arg, pmr_error *error)
 
 static const pmr_watch interrupt_watch = {.abort_state = NULL, .check = check_interrupt, .arg = NULL};
 
+/* A wait in the flight recorder, so that whoever looks at a rank sees that it waits. Short ones are left out: a loop of
+ * them would push the calls out of the ring. */
+typedef struct recorded_wait {
+    pmr_record *record; /* NULL: none */
+    uint64_t number;
+} recorded_wait;
+
+static recorded_wait enter_wait(const pmr_request *request, int64_t timeout_ns)
+{
+    if (!request->recorder || (timeout_ns != PMR_FOREVER && timeout_ns < RECORDED_WAIT_NS))
+        return (recorded_wait){NULL, 0};
+    pmr_record *record = pmr_recorder_next(request->recorder);
+    uint64_t unpublished = record->number;
+    *record = request->call;
+    record->number = unpublished;
+    record->entered_ticks = pmr_ticks();
+    record->done_ticks = 0;
+    record->mode = PMR_RECORD_WAIT;
+    pmr_recorder_publish(record);
+    return (recorded_wait){record, record->number};
+}
+
+static void leave_wait(recorded_wait wait)
+{
+    if (wait.record)
+        pmr_recorder_done_if(wait.record, wait.number);
+}
+
 pmr_status pmr_request_wait(pmr_request *request, int64_t timeout_ns, pmr_error *error)
 {
     if (!pmr_flag_reached(&request->completed, 1)) {
+        recorded_wait wait = enter_wait(request, timeout_ns);
         pmr_status status = pmr_engine_wait(request->engine, &request->completed, 1, &interrupt_watch,
                                             pmr_deadline_ns(timeout_ns), error);
+        leave_wait(wait);
         if (status == PMR_ERR_STALLED)
             return pmr_fail(error, PMR_ERR_TIMEOUT,
                             "the operation is still running after %.3f s; it goes on: wait again",
@@ -106,14 +145,9 @@ static bool find_completed(pmr_request *const *requests, size_t count, size_t *i
 }
 
 /* Any completion raises the engine's `completions`, so that one flag stands for all requests. */
-pmr_status pmr_request_wait_any(pmr_request *const *requests, size_t count, int64_t timeout_ns,
-                                size_t *index_out, pmr_error *error)
+static pmr_status wait_any(pmr_engine *engine, pmr_request *const *requests, size_t count, int64_t timeout_ns,
+                           size_t *index_out, pmr_error *error)
 {
-    pmr_engine *engine = NULL;
-    for (size_t i = 0; i < count && !engine; i++)
-        engine = requests[i] ? requests[i]->engine : NULL;
-    if (!engine)
-        return pmr_fail(error, PMR_ERR_ARGUMENT, "wait_any without a request");
     int64_t deadline_ns = pmr_deadline_ns(timeout_ns);
     for (;;) {
         pmr_flag_target next = pmr_engine_next_completion(engine);
@@ -131,6 +165,22 @@ pmr_status pmr_request_wait_any(pmr_request *const *requests, size_t count, int6
         if (status)
             return status;
     }
+}
+
+pmr_status pmr_request_wait_any(pmr_request *const *requests, size_t count, int64_t timeout_ns,
+                                size_t *index_out, pmr_error *error)
+{
+    const pmr_request *first = NULL;
+    for (size_t i = 0; i < count && !first; i++)
+        first = requests[i];
+    if (!first)
+        return pmr_fail(error, PMR_ERR_ARGUMENT, "wait_any without a request");
+    if (find_completed(requests, count, index_out))
+        return PMR_OK;
+    recorded_wait wait = enter_wait(first, timeout_ns);
+    pmr_status status = wait_any(first->engine, requests, count, timeout_ns, index_out, error);
+    leave_wait(wait);
+    return status;
 }
 
 void pmr_request_info(const pmr_request *request, pmr_message_info *info_out)

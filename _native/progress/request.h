@@ -11,6 +11,7 @@
 #define PMR_PROGRESS_REQUEST_H
 
 #include "core/flag.h"
+#include "core/recorder.h"
 #include "include/pmr.h"
 
 struct pmr_engine;
@@ -25,10 +26,14 @@ struct pmr_request {
     struct pmr_engine *engine;
     struct pmr_request *next; /* in the pool, or in a queue of the operation's owner */
     void *operation;          /* what the engine runs; belongs to whoever started it */
+    pmr_recorder *recorder;   /* NULL: its waits are not recorded */
+    pmr_record call;          /* what it is, for the record of a wait */
 };
 
 /* References: 2 (caller and engine). NULL: out of memory. */
 pmr_request *pmr_request_take(struct pmr_engine *engine);
+/* What the request is: a long wait for it is entered in the flight recorder as that. */
+void pmr_request_note(pmr_request *request, pmr_recorder *recorder, const pmr_record *call);
 /* Engine side: raises `completed`, notifies, drops the engine's reference. `error` may be NULL when status is
  * OK. */
 void pmr_request_complete(pmr_request *request, pmr_status status, const pmr_error *error);

@@ -3,7 +3,7 @@
 
 A command is a module here without a leading underscore that has `run(argv)`, which returns the exit code. Where its
 opening comment begins with "`pmrun name ...`: what it does", the help page shows that line. The word must be the first
-on the command line and exactly the name; a script of that name is run as `./name`. Invariant: looking for a command,
+on the command line and exactly the name, with "-" for the file's "_"; a script of that name is run as `./name`. Invariant: looking for a command,
 or listing them, imports none.
 """
 
@@ -22,11 +22,12 @@ _SUMMARY = r'^"""`(pmrun [^`]+)`: (.+?)\.?$'
 
 def find(word: str) -> Callable[[list[str]], int] | None:
     """The command of this name, or None."""
-    if not word.isidentifier() or word.startswith("_"):
+    name = word.replace("-", "_")
+    if "_" in word or not name.isidentifier() or name.startswith("_"):
         return None
-    if not os.path.isfile(os.path.join(_FOLDER, f"{word}.py")):
+    if not os.path.isfile(os.path.join(_FOLDER, f"{name}.py")):
         return None
-    command: Callable[[list[str]], int] = importlib.import_module(f"{__name__}.{word}").run
+    command: Callable[[list[str]], int] = importlib.import_module(f"{__name__}.{name}").run
     return command
 
 

@@ -23,6 +23,7 @@ class ExitCode:
     START_FAILED = 75  # the gang could not be started whole within --start-timeout
     RESUMABLE = 75  # of a rank: it saved its work and wants to be resumed later (EX_TEMPFAIL)
     AGENT_LOST = 76  # the agent died, or was killed; its ranks were stopped
+    HANG = 79  # ranks waited in a call for longer than --hang-timeout
     TIMEOUT = 124  # --timeout ran out
     NOT_EXECUTABLE = 126
     NOT_FOUND = 127

@@ -263,6 +263,10 @@ class OwnTable:
         """Time has passed."""
         self.deliver(self._server.on_tick(now))
 
+    def waits(self) -> dict[int, tuple[str, float]]:
+        """Which ranks wait, for which key, and how long."""
+        return self._server.waits(self._clock())
+
     def deliver(self, replies: Iterable[tuple[int, Reply]]) -> None:
         for rank, reply in replies:
             self._host.reply(rank, reply)

@@ -45,12 +45,13 @@ Replies = list[tuple[int, Reply]]
 class _Wait:
     """A `Get` that waits."""
 
-    __slots__ = ("by", "get", "missing", "rank")
+    __slots__ = ("by", "get", "missing", "rank", "since")
 
-    def __init__(self, rank: int, get: Get, missing: dict[str, None], by: float) -> None:
+    def __init__(self, rank: int, get: Get, missing: dict[str, None], since: float, by: float) -> None:
         self.rank = rank
         self.get = get
         self.missing = missing  # in the request's order
+        self.since = since
         self.by = by
 
 
@@ -116,6 +117,11 @@ class StoreServer:
                 replies.append((wait.rank, self._timed_out(wait.get.number, wait.missing)))
         return replies
 
+    def waits(self, now: float) -> dict[int, tuple[str, float]]:
+        """Of each rank that waits: the first key that is missing, of its oldest wait, and for how long."""
+        oldest = [min(waits.values(), key=lambda wait: wait.since) for waits in self._waits.values() if waits]
+        return {wait.rank: (next(iter(wait.missing)), now - wait.since) for wait in oldest}
+
     # ---- waiting ------------------------------------------------------------------------------------------
 
     def _get(self, rank: int, get: Get, now: float) -> Replies:
@@ -128,7 +134,7 @@ class StoreServer:
                 return [(rank, Refused(get.number, problem, True))]
         if not get.timeout_s > 0:  # also what is not a number
             return [(rank, self._timed_out(get.number, missing))]
-        wait = _Wait(rank, get, missing, now + get.timeout_s)
+        wait = _Wait(rank, get, missing, now, now + get.timeout_s)
         self._waits.setdefault(rank, {})[get.number] = wait
         for key in missing:
             self._by_key.setdefault(key, {})[wait] = None

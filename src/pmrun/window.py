@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -47,13 +48,25 @@ RECORDER_STRIDE: Final = 65536
 RECORDER_ENTRIES: Final = 256
 RECORDER_SITES: Final = 256
 RECORDER_SITE_BYTES: Final = 184
+RECORDER_COMMS: Final = 124
 RECORD_BYTES: Final = 64
 RECORDER_HEAD_BYTES: Final = 64
+MEMBERSHIP_BYTES: Final = 16
+
+MODE_CALL: Final = 0
+MODE_STARTED: Final = 1
+MODE_WAIT: Final = 2
 
 # pmr_kind, in order; "send" and "recv" appear in the recorder only.
 KINDS: Final = (
     "barrier", "broadcast", "reduce", "allreduce", "gather", "allgather", "scatter", "reduce_scatter", "alltoall",
     "scan", "exscan", "gatherv", "allgatherv", "scatterv", "reduce_scatterv", "alltoallv", "send", "recv",
+)  # fmt: skip
+# Of these nobody comes out before all have entered.
+_MEETINGS: Final = frozenset(
+    KINDS.index(kind)
+    for kind in ("barrier", "allreduce", "allgather", "reduce_scatter", "alltoall",
+                 "allgatherv", "reduce_scatterv", "alltoallv")
 )  # fmt: skip
 
 # pmr_form, in order: what the user called, where pmrun made several calls out of it.
@@ -66,7 +79,11 @@ _HEADER = struct.Struct("<QIIIIIIQ")  # magic, version, local size, size, first 
 _ABORT = struct.Struct(f"<IIii{NODE_NAME_BYTES}s{ERROR_TEXT_BYTES}s")
 _WORD = struct.Struct("<I")
 _RECORDER_HEAD = struct.Struct("<QQQqII")  # count, tick_hz, base_ticks, base_realtime_ns, pid, sites
-_RECORD = struct.Struct("<QQQQIIIiBBBB")  # number, bytes, entered, done, seq, comm, site, peer, kind, dtype, op, form
+_RECORD = struct.Struct(
+    "<QQQQIIIiBBBBB"
+)  # number, bytes, entered, done, seq, comm, site, peer, kind, dtype, op, form, mode
+_RING_ENTRY = struct.Struct(f"{_RECORD.format}{RECORD_BYTES - _RECORD.size}x")
+_MEMBERSHIP = struct.Struct("<IIII")  # taken, comm, group, size
 
 _HUGE_PAGE: Final = 2 << 20
 _ADDRESS_SPACE: Final = 1 << 45  # for all heaps together: a quarter of what x86-64 gives a process
@@ -90,6 +107,14 @@ class Call(msgspec.Struct, frozen=True):
     peer: int  # of a message; -1: any rank
     site: str
     inside: bool
+    number: int = 0  # counts the rank's calls
+    entered_s: float = 0.0  # since the epoch
+    mode: int = MODE_CALL
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether the rank can do nothing else before it is over."""
+        return self.inside and self.mode != MODE_STARTED
 
     def __str__(self) -> str:
         number = f" #{self.seq}" if self.seq else ""
@@ -99,6 +124,22 @@ class Call(msgspec.Struct, frozen=True):
         where = f" at {self.site}" if self.site else ""
         comm = f" of communicator {self.comm}" if self.comm else ""
         return f"{self.name}{number}{comm}{where}"
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """A communicator that a rank has open: ranks with the same `comm` and `group` are in the same one."""
+
+    comm: int
+    group: int
+    size: int
+
+
+class Pace(msgspec.Struct, frozen=True, array_like=True):
+    """How long a rank waited in those of its last calls in which all have to meet."""
+
+    calls: int
+    typical_s: float  # of one call: the mean without the longest tenth
+    span_s: float  # from the first of them to the last
 
 
 def heap_bytes(memory_bytes: int, local_world_size: int) -> int:
@@ -185,19 +226,82 @@ class Window:
         return self._call(local_rank, self._read(local_rank, RECORDER_HEAD_BYTES + at, RECORD_BYTES), count, sites)
 
     def open_call(self, local_rank: int) -> Call | None:
-        """The oldest call that a rank has not come out of: what it waits in, be it by a later call or a request."""
-        count, sites = self._recorded(local_rank)
-        ring = self._read(local_rank, RECORDER_HEAD_BYTES, RECORDER_ENTRIES * RECORD_BYTES)
-        for number in range(max(1, count - RECORDER_ENTRIES + 1), count + 1):
-            at = (number % RECORDER_ENTRIES) * RECORD_BYTES
-            call = self._call(local_rank, ring[at : at + RECORD_BYTES], number, sites)
-            if call is not None and call.inside:
-                return call
+        """What a rank waits in; else the oldest nonblocking call that is not over."""
+        waits = self.waiting(local_rank)
+        if waits is not None:
+            return waits
+        return self._oldest(local_rank, lambda mode: True)
+
+    def waiting(self, local_rank: int) -> Call | None:
+        """The oldest call that a rank has not come out of and can do nothing else before."""
+        return self._oldest(local_rank, lambda mode: mode != MODE_STARTED)
+
+    def pid(self, local_rank: int) -> int:
+        """The process that called `pm.init()`, which need not be the one that was started; 0: none did."""
+        return int(self._head(local_rank)[4])
+
+    def newest_calls(self, local_rank: int) -> dict[int, int]:
+        """Of each communicator that is in the ring: the number of the newest collective that the rank entered."""
+        newest: dict[int, int] = {}
+        for entry in self._ring(local_rank):
+            if entry[4] and entry[12] != MODE_WAIT:
+                newest[entry[5]] = max(newest.get(entry[5], 0), entry[4])
+        return newest
+
+    def memberships(self, local_rank: int) -> dict[int, Membership]:
+        """The communicators that a rank has open, by number."""
+        at = RECORDER_HEAD_BYTES + RECORDER_ENTRIES * RECORD_BYTES + RECORDER_SITES * RECORDER_SITE_BYTES
+        table = self._read(local_rank, at, RECORDER_COMMS * MEMBERSHIP_BYTES)
+        found: dict[int, Membership] = {}
+        for _, comm, group, size in _MEMBERSHIP.iter_unpack(table):
+            if size and (comm not in found or found[comm].size < size):  # the node's part of a span has its number too
+                found[comm] = Membership(comm, group, size)
+        return found
+
+    def pace(self, local_rank: int) -> Pace | None:
+        """How long the rank waited for others lately; None: it met them too seldom to tell."""
+        hertz = self._head(local_rank)[1]
+        met = [entry for entry in self._ring(local_rank) if entry[8] in _MEETINGS and entry[3] and not entry[12]]
+        if not met or not hertz:
+            return None
+        waits = sorted(entry[3] - entry[2] for entry in met)
+        usual = waits[: len(waits) - len(waits) // 10]
+        return Pace(len(met), sum(usual) / len(usual) / hertz, (met[-1][3] - met[0][2]) / hertz)
+
+    def _oldest(self, local_rank: int, counts: Callable[[int], bool]) -> Call | None:
+        for entry in self._ring(local_rank, only_open=True):
+            if entry[3] == 0 and counts(entry[12]):
+                at = RECORDER_HEAD_BYTES + (entry[0] % RECORDER_ENTRIES) * RECORD_BYTES
+                record = self._read(local_rank, at, RECORD_BYTES)
+                call = self._call(local_rank, record, entry[0], self._head(local_rank)[5])
+                if call is not None and call.inside:  # it may have ended since the ring was read
+                    return call
         return None
+
+    def _ring(self, local_rank: int, only_open: bool = False) -> list[tuple[int, ...]]:
+        """The records that can be read, oldest first; nothing if only those are asked for that are not over, and all are."""
+        count = self._head(local_rank)[0]
+        if count == 0:
+            return []
+        ring = self._read(local_rank, RECORDER_HEAD_BYTES, RECORDER_ENTRIES * RECORD_BYTES)
+        first = max(1, count - RECORDER_ENTRIES + 1)
+        if only_open:  # this runs for every rank each second
+            done = memoryview(ring).cast("Q")[3 :: RECORD_BYTES // 8].tolist()
+            if 0 not in (done if first > 1 else done[1 : count + 1]):
+                return []
+        entries = [
+            entry
+            for at, entry in enumerate(_RING_ENTRY.iter_unpack(ring))
+            if first <= entry[0] <= count and entry[0] % RECORDER_ENTRIES == at and entry[8] < len(KINDS)
+        ]
+        return sorted(entries)
+
+    def _head(self, local_rank: int) -> tuple[int, ...]:
+        return _RECORDER_HEAD.unpack(self._read(local_rank, 0, _RECORDER_HEAD.size))
 
     def _recorded(self, local_rank: int) -> tuple[int, int]:
         """How many calls a rank has recorded, and how many call sites."""
-        count, *_, sites = _RECORDER_HEAD.unpack(self._read(local_rank, 0, _RECORDER_HEAD.size))
+        count, *_, sites = self._head(local_rank)
         return count, sites
 
     def _read(self, local_rank: int, at: int, count: int) -> bytes:
@@ -205,14 +309,16 @@ class Window:
 
     def _call(self, local_rank: int, record: bytes, expected: int, sites: int) -> Call | None:
         """A record as text; None where the rank was killed while it wrote it."""
-        number, _, _, done, seq, comm, site, peer, kind, _, _, form = _RECORD.unpack_from(record)
+        number, _, entered, done, seq, comm, site, peer, kind, _, _, form, mode = _RECORD.unpack_from(record)
         if number != expected or kind >= len(KINDS) or form >= len(FORMS):
             return None
         text = ""
         if 0 < site < min(sites, RECORDER_SITES):
             at = RECORDER_HEAD_BYTES + RECORDER_ENTRIES * RECORD_BYTES + site * RECORDER_SITE_BYTES
             text = _text(self._read(local_rank, at, RECORDER_SITE_BYTES))
-        return Call(FORMS[form] or KINDS[kind], seq, comm, peer, text, done == 0)
+        _, hertz, base_ticks, base_ns, *_ = self._head(local_rank)
+        entered_s = base_ns / 1e9 + (entered - base_ticks) / max(hertz, 1)
+        return Call(FORMS[form] or KINDS[kind], seq, comm, peer, text, done == 0, number, entered_s, mode)
 
 
 def _text(field: bytes) -> str:

@@ -14,8 +14,9 @@ from typing import Final
 import msgspec
 
 from pmrun.errors import PmrunError
+from pmrun.window import Pace
 
-VERSION: Final = 2  # of the protocol; both sides name theirs first and refuse another
+VERSION: Final = 3  # of the protocol; both sides name theirs first and refuse another
 MAX_MESSAGE_BYTES: Final = 16 << 20
 MAX_DATA_BYTES: Final = 64 << 10  # of the output or input in one message
 
@@ -58,10 +59,17 @@ class Start(_Message, frozen=True, tag="start"):
     reproducible: bool = False
     encrypt: bool = False
     start_timeout_s: float = 60.0  # also for the ranks to find each other
+    hang_timeout_s: float = 0.0  # the agent tells of ranks that wait for a good part of it; 0: never
 
 
 class Signal(_Message, frozen=True, tag="signal"):
     """Send this signal to the process group of every rank that runs."""
+
+    number: int
+
+
+class Look(_Message, frozen=True, tag="look"):
+    """Tell where every rank of the node is, with stacks; answered by `Looked` with the same number."""
 
     number: int
 
@@ -177,6 +185,50 @@ class RankExited(_Message, frozen=True, tag="exited"):
     last_call: str  # "allreduce #812 at train.py:44 (still inside)", or ""
     standing: Standing | None = None  # None: it ended before it was sent a signal
     resumable: bool = False  # with this exit code it says that it did what `pm.should_stop()` told it
+    pace: Pace | None = None  # None: it met the others too seldom to tell
+
+
+class Waits(_Message, frozen=True, tag="waits"):
+    """How long the node's ranks have been waiting, when that has become long, or is over, or begins anew."""
+
+    age_s: float  # of the oldest call that a rank waits in, by the agent's clock; negative: none is old
+    debugged: tuple[int, ...] = ()  # ranks that a debugger holds, or that wait for somebody's input
+
+
+class Pending(msgspec.Struct, frozen=True, array_like=True):
+    """A call that a rank is, or was, in."""
+
+    text: str  # "allreduce #812 at train.py:44 in main"
+    age_s: float  # since it was entered
+    comm: int = 0
+    group: int = 0  # tells apart communicators of one number
+    size: int = 0  # members; 0: not known
+    seq: int = 0  # 0: a message
+    peer: int = -1  # the world rank that it comes from or goes to, -1: not known
+
+
+class Sight(msgspec.Struct, frozen=True, array_like=True):
+    """Where a rank is."""
+
+    rank: int
+    pid: int
+    state: str  # "computing", "stopped (SIGSTOP)", ...
+    held: bool = False  # it cannot go on by itself: stopped, in a debugger, or stuck in the kernel
+    waits: Pending | None = None
+    last: Pending | None = None  # its last call, where it waits in none
+    entered: tuple[tuple[int, int, int], ...] = ()  # of its communicators: number, group, the newest call it entered
+    stack: tuple[str, ...] = ()  # of the main thread, innermost first: "train.py:44 in main"
+    place: str = ""  # of these the one that is most likely the user's own
+    threads: tuple[str, ...] = ()  # a line for each other thread
+    pace: Pace | None = None
+
+
+class Looked(_Message, frozen=True, tag="looked"):
+    """Where the node's ranks are. One that has ended is left out."""
+
+    number: int
+    sights: tuple[Sight, ...]
+    problem: str = ""  # why stacks are missing
 
 
 class Output(_Message, frozen=True, tag="out"):
@@ -222,8 +274,9 @@ class Notice(_Message, frozen=True, tag="notice"):
 
 
 Message = (
-    Start | Signal | Stop | Credit | Stdin | Leave | Refused | Beat | StoreReply
+    Start | Signal | Look | Stop | Credit | Stdin | Leave | Refused | Beat | StoreReply
     | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | StoreRequest | StoreClosed | Notice
+    | Waits | Looked
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

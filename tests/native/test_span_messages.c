@@ -86,7 +86,7 @@ static void receive_all(pmr_comm *comm, uint64_t seed, mailbox *m, bool any)
         int32_t source = any ? PMR_ANY_SOURCE : (int32_t)from;
         if (i % 3 == 0) { /* what a probe shows is what a receive gets */
             pmr_message_info shown;
-            CHECK(!pmr_probe(comm, source, PMR_ANY_TAG, FAR, &shown, &error));
+            CHECK(!pmr_probe(comm, source, PMR_ANY_TAG, 0, FAR, &shown, &error));
             CHECK(!pmr_recv(comm, m->in, BYTES_MAX, shown.source, shown.tag, 0, FAR, &info, &error));
             CHECK(info.source == shown.source && info.bytes == shown.bytes && info.tag == shown.tag);
         } else {

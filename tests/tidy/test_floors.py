@@ -25,7 +25,7 @@ PYTHON_FLOOR = {
     "pmrun.version": set[str](),
     "pmrun.window": set[str](),
     "pmrun.store_wire": {"pmrun.errors"},
-    "pmrun.wire": {"pmrun.env", "pmrun.errors"},
+    "pmrun.wire": {"pmrun.env", "pmrun.errors", "pmrun.window"},
     "pmrun.store_server": {"pmrun.store_wire"},
     "pmrun.store_host": {"pmrun.store_wire", "pmrun.store_server"},
     "pmrun.store_client": {"pmrun.errors", "pmrun.store_wire", "pmrun.store_server"},

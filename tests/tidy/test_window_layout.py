@@ -37,7 +37,12 @@ NUMBERS = {
     "RECORDER_ENTRIES": "PMR_RECORDER_ENTRIES",
     "RECORDER_SITES": "PMR_RECORDER_SITES",
     "RECORDER_SITE_BYTES": "PMR_RECORDER_SITE_BYTES",
+    "RECORDER_COMMS": "PMR_RECORDER_COMMS",
     "RECORD_BYTES": "sizeof(pmr_record)",
+    "MEMBERSHIP_BYTES": "sizeof(pmr_membership)",
+    "MODE_CALL": "PMR_RECORD_CALL",
+    "MODE_STARTED": "PMR_RECORD_STARTED",
+    "MODE_WAIT": "PMR_RECORD_WAIT",
     "RECORDER_HEAD_BYTES": "offsetof(pmr_recorder, record)",
     "ABORT_OFFSET": "offsetof(pmr_window_header, abort)",
     "DEPARTURES_OFFSET": "offsetof(pmr_window_header, departures)",
@@ -52,8 +57,9 @@ STRUCTS = {
     "_RECORDER_HEAD": ("pmr_recorder", "count tick_hz base_ticks base_realtime_ns pid sites"),
     "_RECORD": (
         "pmr_record",
-        "number bytes entered_ticks done_ticks seq comm site peer kind dtype op form",
+        "number bytes entered_ticks done_ticks seq comm site peer kind dtype op form mode",
     ),
+    "_MEMBERSHIP": ("pmr_membership", "taken comm group size"),
 }
 
 

@@ -65,8 +65,8 @@ class Recorded:
         os.pwrite(self.fd, struct.pack("<QQQqII", count, 1, 0, 0, 1, 2), self.base)
         os.pwrite(self.fd, b"a.py:1 in f", self.base + 64 + 256 * 64 + 184)
 
-    def put(self, number, seq, done=9, comm=0, site=1, peer=-1, kind=0, form=0):
-        record = struct.pack("<QQQQIIIiBBBB", number, 8, 5, done, seq, comm, site, peer, kind, 0, 0, form)
+    def put(self, number, seq, done=9, comm=0, site=1, peer=-1, kind=0, form=0, mode=0):
+        record = struct.pack("<QQQQIIIiBBBBB", number, 8, 5, done, seq, comm, site, peer, kind, 0, 0, form, mode)
         os.pwrite(self.fd, record, self.base + 64 + 64 * (number % 256))
 
 
@@ -115,3 +115,24 @@ def test_heap_is_whole_huge_pages_and_bounded(monkeypatch):
     assert window.heap_bytes(1 << 40, 8) == 512 << 20
     limits[resource.RLIMIT_AS] = (1 << 20, 1 << 20)
     assert window.heap_bytes(1 << 40, 8) == 2 << 20
+
+
+def test_waiting_is_what_the_rank_can_do_nothing_else_before(made):
+    recorded = Recorded(made, 3)
+    recorded.put(1, seq=1, done=0, mode=window.MODE_STARTED)
+    assert made.waiting(2) is None and made.open_call(2).seq == 1
+    recorded.put(2, seq=2, done=0)
+    recorded.put(3, seq=1, done=0, mode=window.MODE_WAIT)
+    assert made.waiting(2).seq == 2 and made.open_call(2).seq == 2
+    recorded.put(2, seq=2)
+    assert made.waiting(2).seq == 1 and made.waiting(2).number == 3
+
+
+def test_newest_calls_are_those_entered_not_those_waited_for(made):
+    assert made.newest_calls(2) == {}
+    recorded = Recorded(made, 4)
+    recorded.put(1, seq=7, comm=1)
+    recorded.put(2, seq=3)
+    recorded.put(3, seq=0, kind=17, comm=5)
+    recorded.put(4, seq=9, done=0, mode=window.MODE_WAIT)
+    assert made.newest_calls(2) == {0: 3, 1: 7}

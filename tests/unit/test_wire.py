@@ -24,7 +24,8 @@ MESSAGES = [
     wire.StartFailed(-1, "no", 75), wire.Output(1, 1, b"\n\xff"), wire.StdinCredit(-1), wire.NodeDone(()),
     wire.StoreRequest(3, b"\xff"), wire.StoreClosed(3), wire.Notice("a line"),
     wire.StoreReply(3, b""),
-    wire.Refused("another version", 75), wire.Beat(),
+    wire.Refused("another version", 75), wire.Beat(), wire.Look(1), wire.Waits(75.5, (1, 2)),
+    wire.Looked(1, (wire.Sight(3, 7, "computing", last=wire.Pending("allreduce #8", 1.5), entered=((0, 5, 8),)),)),
 ]  # fmt: skip
 
 
