@@ -318,7 +318,7 @@ class Controller:
         if len(nodes) > 1:
             from pmrun.launcher.store_route import GangStore  # on one node its agent has the table
 
-            self._store = GangStore(starts, self._hub, self._peers)
+            self._store = GangStore(starts[0].layout, self._hub, self._peers)
             self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
         self._gang = gang.Gang(starts, limits, time.monotonic())

@@ -128,9 +128,14 @@ def route_to(ip: str) -> str | None:
         return None
 
 
+def is_loopback(ip: str) -> bool:
+    """Whether an address leads no further than to this machine."""
+    return ip == "::1" or ip.startswith("127.")
+
+
 def is_here(ip: str) -> bool:
     """Whether an address is one of this machine's own."""
-    return ip == "::1" or ip.startswith("127.") or any(item.ip == ip for item in addresses())
+    return is_loopback(ip) or any(item.ip == ip for item in addresses())
 
 
 def endpoint(ip: str, port: int) -> str:

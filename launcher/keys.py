@@ -10,13 +10,11 @@ Invariant: a secret never leaves through a command line, an environment or a log
 from __future__ import annotations
 
 import os
-import stat
 from typing import Final
 
 from pmrun.errors import UsageError
+from pmrun.secret import SECRET_BYTES
 
-SECRET_BYTES: Final = 32
-_FILE_BYTES_MAX: Final = 1 << 16
 _SALT: Final = b"pmrun 1"  # changes when the meaning of a label does
 _PORTS: Final = range(20000, 32000)  # below those that the kernel gives to outgoing connections
 
@@ -41,7 +39,12 @@ def hkdf(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
 
 def derive(secret: bytes, label: str, length: int = 32) -> bytes:
     """`length` bytes that belong to this secret and `label` alone."""
-    return hkdf(secret, _SALT, label.encode(), length)
+    return hkdf(secret, _SALT, label.encode("utf-8", "surrogateescape"), length)
+
+
+def job_secret(secret: bytes, job: str) -> bytes:
+    """The secret of one job among those that another launcher starts with the same file; `job` is the launcher's name for it."""
+    return derive(secret, f"job {job}")
 
 
 def data_key(secret: bytes, attempt: int) -> bytes:
@@ -63,39 +66,6 @@ def main_port(secret: bytes) -> int:
 
 
 # ---- files ------------------------------------------------------------------------------------------------
-
-
-def read_secret(path: str) -> bytes:
-    """The content of a secret file.
-
-    Raises
-    ------
-    UsageError
-        Not there, readable or writable by others, of somebody else, or too short to be a secret.
-    """
-    remedy = f"make one with: pmrun secret {path}"
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise UsageError(f"--secret-file {path}: {error.strerror}; {remedy}, and copy it to every node") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"--secret-file {path}: this is not a regular file; {remedy}")
-        if status.st_mode & 0o077:
-            mode = f"{stat.S_IMODE(status.st_mode):04o}"
-            raise UsageError(f"--secret-file {path}: others may use it (mode {mode}); try: chmod 600 {path}")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise UsageError(f"--secret-file {path}: it belongs to another user; {remedy}")
-        data = os.read(fd, _FILE_BYTES_MAX + 1)
-    finally:
-        os.close(fd)
-    if not SECRET_BYTES <= len(data) <= _FILE_BYTES_MAX:
-        raise UsageError(
-            f"--secret-file {path}: it has {len(data)} bytes, a secret has at least {SECRET_BYTES} "
-            f"(and at most {_FILE_BYTES_MAX}); {remedy}"
-        )
-    return data
 
 
 def write_secret(path: str) -> None:

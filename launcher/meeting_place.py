@@ -58,8 +58,47 @@ def plan_meeting(nodes: Nodes, names: list[str]) -> MeetingPlace:
 
 
 def any_way() -> str:
-    """This machine's address on the way to wherever its default route leads."""
-    return next((way for way in map(interfaces.route_to, _ANYWHERE) if way), "127.0.0.1")
+    """This machine's address on the way to wherever its default route leads, or the first that leads anywhere."""
+    outward = (ip for _, ip in interfaces.addresses() if not interfaces.is_loopback(ip) and not ip.startswith("fe80:"))
+    return next((way for way in map(interfaces.route_to, _ANYWHERE) if way), next(outward, "127.0.0.1"))
+
+
+def addresses_here(host: str) -> list[str]:
+    """The addresses of this machine among those of a host."""
+    try:
+        return [ip for ip in interfaces.resolve(host) if interfaces.is_here(ip)]
+    except OSError:
+        return []  # not known here, or not yet
+
+
+def own_address(host: str, interface: str | None, named: str, remedy: str) -> str:
+    """Where the main node listens, when all nodes were told that it is `host`.
+
+    Parameters
+    ----------
+    host
+        "" where nobody said.
+    interface
+        What the user wants instead, as --interface has it.
+    named, remedy
+        What names the host, and what names another interface, in the message where the host is no name of this machine.
+    """
+    if interface is not None:
+        return interfaces.matching(interface)
+    try:
+        found = interfaces.resolve(host) if host else []
+    except OSError:
+        found = []  # the others will know the name by the time they dial it
+    own = [ip for ip in found if interfaces.is_here(ip)]
+    outward = [ip for ip in own if not interfaces.is_loopback(ip) or host in (ip, "localhost")]
+    if outward:
+        return outward[0]
+    if own or not found:  # a machine's own name may mean 127.0.1.1 to itself
+        return any_way()
+    listed = ", ".join(f"{item.interface} {item.ip}" for item in interfaces.addresses())
+    raise UsageError(
+        f"{named} {host}: {', '.join(found)} is not this machine, which is node 0 and has {listed}; see {remedy}"
+    )
 
 
 def is_here(name: str) -> bool:

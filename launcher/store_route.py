@@ -11,21 +11,28 @@ from __future__ import annotations
 import bisect
 import collections
 import contextlib
+import itertools
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 from pmrun import store_wire, wire
-from pmrun.launcher.link import Link
 from pmrun.store_server import Replies, StoreServer
 from pmrun.store_wire import Ask, Reply
 
 BACKLOG_BYTES: Final = 1 << 20  # of a link: above this no reply is given to it
 
 
+class Way(Protocol):
+    """What leads from a node to the controller."""
+
+    def send(self, message: wire.Message) -> None:
+        """Queue a message."""
+
+
 class LinkRoute:
     """A node's requests, on their way to the controller."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Way) -> None:
         self._link = link
 
     def request(self, rank: int, request: Ask) -> None:
@@ -50,20 +57,20 @@ class GangStore:
 
     Parameters
     ----------
-    starts : sequence of wire.Start
-        The nodes' orders, which say whose ranks are where.
+    layout : sequence of int
+        Ranks of each node.
     outlet : Outlet
     peers : sequence of int
         The outlet's number of each node.
     """
 
-    def __init__(self, starts: Sequence[wire.Start], outlet: Outlet, peers: Sequence[int]) -> None:
-        self._server = StoreServer(starts[0].world_size)
+    def __init__(self, layout: Sequence[int], outlet: Outlet, peers: Sequence[int]) -> None:
+        *self._first_ranks, world_size = itertools.accumulate(layout, initial=0)
+        self._server = StoreServer(world_size)
         self._outlet = outlet
         self._peers = peers
-        self._ranks = [range(start.first_rank, start.first_rank + start.local_world_size) for start in starts]
-        self._first_ranks = [start.first_rank for start in starts]
-        self._replies: list[collections.deque[tuple[int, Reply]]] = [collections.deque() for _ in starts]
+        self._ranks = [range(first, first + count) for first, count in zip(self._first_ranks, layout, strict=True)]
+        self._replies: list[collections.deque[tuple[int, Reply]]] = [collections.deque() for _ in layout]
 
     def on_message(self, node: int, message: wire.StoreRequest | wire.StoreClosed, now: float) -> None:
         """An agent passed something on. It may speak for its own ranks alone."""

@@ -287,13 +287,22 @@ static void free_tcp(pmr_tcp *self)
     free(self);
 }
 
-/* All that was written has reached the other kernels: a reset could not destroy it any more. */
+/* The peer reset the connection. A flow of which nothing is read any more does not learn it otherwise. */
+static bool is_reset(const pmr_flow *flow)
+{
+    struct tcp_info info;
+    socklen_t bytes = sizeof info;
+    return getsockopt(flow->fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_state == TCP_CLOSE;
+}
+
+/* All that was written has reached the other kernels, or never will: a reset could not destroy it any more. */
 static bool acknowledged(const pmr_tcp *self)
 {
     for (uint32_t i = 0; i < self->base.ranks * self->base.lanes; i++) {
         const pmr_flow *flow = self->flows[i];
         int waiting = 0;
-        if (flow && flow->state == PMR_FLOW_OPEN && ioctl(flow->fd, SIOCOUTQ, &waiting) == 0 && waiting)
+        if (flow && flow->state == PMR_FLOW_OPEN && ioctl(flow->fd, SIOCOUTQ, &waiting) == 0 && waiting &&
+            !is_reset(flow))
             return false;
     }
     return true;

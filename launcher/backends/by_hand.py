@@ -15,7 +15,7 @@ import os
 import sys
 
 from pmrun import wire
-from pmrun.errors import LaunchError, UsageError
+from pmrun.errors import LaunchError
 from pmrun.launcher import bootstrap, hosts, interfaces, keys, rank_process
 from pmrun.launcher.agent_loop import Own
 from pmrun.launcher.agents import ProcessFleet
@@ -23,10 +23,11 @@ from pmrun.launcher.dial import Meeting
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
 from pmrun.launcher.keeper import Summons, keep_agent
-from pmrun.launcher.meeting_place import any_way, split_main
+from pmrun.launcher.meeting_place import addresses_here, own_address, split_main
 from pmrun.launcher.net_link import NetHub
 from pmrun.launcher.rendezvous import Seat
 from pmrun.launcher.sink import open_standard_fds
+from pmrun.secret import read_secret
 from pmrun.version import RELEASE
 
 
@@ -43,7 +44,7 @@ class Backend:
             "node_rank": rank if rank >= 0 else "(by natural order of the machines' names)",
             "ranks_by_node": hosts.share(job.world_size, job.nodes.count),
             "main": interfaces.endpoint(host, port),
-            "listens": _own_address(job, host) if rank == 0 else None,
+            "listens": own_address(host, job.nodes.interface, "--main", "--interface") if rank == 0 else None,
             "command": list(job.command),
             "cwd": job.cwd or os.getcwd(),
             "env": dict(job.env),
@@ -54,7 +55,7 @@ class Backend:
         open_standard_fds()
         secret, host, port, rank = _agreed(job)
         if rank == 0:
-            return _be_main(job, secret, _own_address(job, host), port)
+            return _be_main(job, secret, own_address(host, job.nodes.interface, "--main", "--interface"), port)
         meeting = Meeting(((host, port),), secret, rank, job.start_timeout_s)
         hello = wire.Hello(wire.VERSION, rank, 0, release=RELEASE, num_nodes=job.nodes.count, world_size=job.world_size)
         own = Own(
@@ -68,35 +69,12 @@ class Backend:
 def _agreed(job: Job) -> tuple[bytes, str, int, int]:
     """What all nodes know alike, and this one's number: secret, host, port, rank."""
     assert job.nodes.secret_file is not None and job.nodes.main is not None
-    secret = keys.read_secret(job.nodes.secret_file)
+    secret = read_secret(job.nodes.secret_file, "--secret-file")
     host, port = split_main(job.nodes.main)
     rank = job.nodes.rank
     if rank is None:  # the same command on every node: the one that has the address is the main node
-        rank = 0 if _here(host) else -1
+        rank = 0 if addresses_here(host) else -1
     return secret, host, port or keys.main_port(secret), rank
-
-
-def _here(host: str) -> list[str]:
-    """The addresses of this machine among those of a host."""
-    try:
-        return [ip for ip in interfaces.resolve(host) if interfaces.is_here(ip)]
-    except OSError:
-        return []  # not known here, or not yet
-
-
-def _own_address(job: Job, host: str) -> str:
-    """Where the main node listens."""
-    if job.nodes.interface is not None:
-        return interfaces.matching(job.nodes.interface)
-    own = _here(host)
-    if own:
-        return own[0]
-    try:
-        found = ", ".join(interfaces.resolve(host))
-    except OSError:
-        return any_way()  # the others will know the name by the time they dial it
-    listed = ", ".join(f"{item.interface} {item.ip}" for item in interfaces.addresses())
-    raise UsageError(f"--main {host}: {found} is not this machine, which is node 0 and has {listed}; see --interface")
 
 
 def _be_main(job: Job, secret: bytes, ip: str, port: int) -> int:

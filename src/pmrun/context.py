@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pmrun._native import Net
     from pmrun.communicator import Communicator
 
+    Among = tuple[int, list[int], str]  # rank, ranks of each node, this node's address
+
 _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _world: Communicator | None = None
@@ -46,8 +48,9 @@ _previous_hook = sys.excepthook
 def init(timeout: float | None = None) -> Communicator:
     """Join the gang that `pmrun` started, or another launcher, or make a world of one under plain python.
 
-    Under torchrun, mpirun, srun or Metaflow's ``@parallel`` the ranks of one machine become a gang when all of them have
-    called this, at most PMRUN_JOIN_TIMEOUT (60) seconds apart. PMRUN_FOREIGN=0 makes a world of one there, too.
+    Under torchrun, mpirun, srun, Metaflow's ``@parallel``, AWS Batch or a JobSet the ranks become a gang when all of them
+    have called this, at most PMRUN_JOIN_TIMEOUT (60) seconds apart; on several nodes they need PMRUN_SECRET_FILE (see
+    docs/under-other-launchers.md). PMRUN_FOREIGN=0 makes a world of one there, too.
 
     Parameters
     ----------
@@ -69,13 +72,13 @@ def join(timeout: float | None, exchange: network.Exchange | None) -> Communicat
     if _world is not None:
         _refuse_child()
         raise AlreadyInitializedError(f"pm.init() was already called, at {_init_site}: use pm.world")
-    descriptor, local_rank, lifeline = _place()
+    descriptor, local_rank, lifeline, among = _place()
     if descriptor >= 0 and _gang_left:
         raise NotInitializedError("pm.shutdown() gave up this rank's place in its gang: call pm.init() once only")
     native = _load_native()
     _force(native)
     world_type = importlib.import_module("pmrun.communicator").Communicator
-    net = _connect(native, exchange) if descriptor >= 0 else None
+    net = _connect(native, exchange, among) if descriptor >= 0 else None
     try:
         opened: Communicator = native.open_context(
             world_type, descriptor, local_rank, lifeline, net=net, reproducible=os.environ.get(env.REPRODUCIBLE) == "1"
@@ -152,16 +155,20 @@ def _load_native() -> ModuleType:
         ) from error
 
 
-def _connect(native: ModuleType, exchange: network.Exchange | None) -> Net | None:
+def _connect(native: ModuleType, exchange: network.Exchange | None, among: Among | None) -> Net | None:
     """The network to the other nodes; None where the gang has one."""
-    if "," not in os.environ.get(env.LAYOUT, ""):
-        return None  # as nearly always, and what follows takes time to load
+    if among is None:
+        if "," not in os.environ.get(env.LAYOUT, ""):
+            return None  # as nearly always, and what follows takes time to load
+        from pmrun import network
+
+        sizes = network.layout()
+        if not sizes:
+            return None
+        among = _number(env.RANK), sizes, network.own_address()
     from pmrun import network
 
-    sizes = network.layout()
-    if not sizes:
-        return None
-    return network.connect(native, exchange or network.StoreExchange(), _number(env.RANK), sizes)
+    return network.connect(native, exchange or network.StoreExchange(), *among)
 
 
 def _number(name: str) -> int:
@@ -199,25 +206,26 @@ def _force(native: ModuleType) -> None:
             raise UsageError(f"{env.KERNELS}: {error}") from None
 
 
-def _place() -> tuple[int, int, int]:
-    """The window's descriptor, this rank's place in it, and what hangs up when nobody watches over the gang.
+def _place() -> tuple[int, int, int, Among | None]:
+    """The window's descriptor, this rank's place in it, what hangs up when nobody watches over the gang, and its place
+    among several nodes, where another launcher started them.
 
     The descriptors are not inheritable; -1 where the process is no rank, and where the agent takes it along when it dies.
     """
     if env.RANK in os.environ:
-        return (*_inherited_place(), -1)
+        return (*_inherited_place(), -1, None)
     from pmrun import foreign  # a rank of pmrun's own need not load it
 
     placement = foreign.recognise(os.environ)
     if placement is None:
-        return (*_inherited_place(), -1)
+        return (*_inherited_place(), -1, None)
     if placement.world_size == 1:
-        return -1, 0, -1
+        return -1, 0, -1, None
     from pmrun import meeting
 
     met = meeting.meet(placement)
-    # Metaflow plays nodes of one rank each on one machine: the place there is the rank's number.
-    return met.window_fd, placement.rank, met.lifeline_fd
+    among = (placement.rank, list(met.layout), met.peers[met.node_rank]) if len(met.layout) > 1 else None
+    return met.window_fd, placement.rank - met.first_rank, met.lifeline_fd, among
 
 
 def _inherited_place() -> tuple[int, int]:

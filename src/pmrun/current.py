@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pmrun.foreign import Placement
+    from pmrun.meeting import Met
     from pmrun.parallel import Parallel
     from pmrun.transports import Choice
 
@@ -47,9 +48,16 @@ def _foreign() -> Placement | None:
     return foreign.recognise(os.environ)
 
 
+def _met() -> Met | None:
+    """What the ranks of several nodes learned from each other, once they have met."""
+    meeting = sys.modules.get("pmrun.meeting")
+    met: Met | None = meeting.met() if meeting is not None else None
+    return met if met is not None and met.layout else None
+
+
 def _told(placement: Placement, number: int) -> int:
     if number < 0:
-        raise UsageError(f"{placement.launcher} does not tell which of its nodes this is, nor how many it has")
+        raise UsageError(f"before pm.init() {placement.launcher} tells neither a node's number nor how many there are")
     return number
 
 
@@ -79,22 +87,29 @@ def local_world_size() -> int:
 
 def node_rank() -> int:
     """This node's number; 0 is the main node."""
-    placement = _foreign()
+    placement, met = _foreign(), _met()
+    if met is not None:
+        return met.node_rank
     return _told(placement, placement.node_rank) if placement is not None else _number(env.NODE_RANK, 0)
 
 
 def num_nodes() -> int:
     """How many nodes the job has."""
-    placement = _foreign()
+    placement, met = _foreign(), _met()
+    if met is not None:
+        return len(met.layout)
     return _told(placement, placement.num_nodes) if placement is not None else _number(env.NUM_NODES, 1)
 
 
 def peers() -> tuple[str, ...]:
     """Addresses of all nodes, in node order."""
+    met = _met()
+    if met is not None:
+        return met.peers
     text = os.environ.get(env.PEERS, "")
     if text or num_nodes() == 1:
         return tuple(text.split(",")) if text else (os.environ.get(env.MAIN_IP, LOOPBACK),)
-    raise UsageError("the launcher of this job tells no node's address but the main one's: pm.current.parallel.main_ip")
+    raise UsageError("before pm.init() no node's address is known but the main one's: pm.current.parallel.main_ip")
 
 
 def transport() -> str:
@@ -124,7 +139,8 @@ def __getattr__(name: str) -> Any:
 
         placement = _foreign()
         if placement is not None:
-            address = placement.main_address or LOOPBACK
+            met = _met()
+            address = met.peers[0] if met is not None else placement.main_address or LOOPBACK
             return Parallel(address, num_nodes(), node_rank(), placement.job or f"{placement.launcher}-0")
         job = os.environ.get(env.JOB_ID, "local")
         return Parallel(os.environ.get(env.MAIN_IP, LOOPBACK), num_nodes(), node_rank(), f"{job}-0")

@@ -37,6 +37,9 @@ PREEMPT_FILE = "PMRUN_PREEMPT_FILE"  # a path: once something is there, pm.shoul
 # Seconds for ranks to find each other: those of another launcher from pm.init() on (default: 60), those of several nodes
 # until data came through (default: --start-timeout).
 JOIN_TIMEOUT = "PMRUN_JOIN_TIMEOUT"
+SECRET_FILE = "PMRUN_SECRET_FILE"  # by it ranks of another launcher meet over several nodes; also the option
+MAIN = "PMRUN_MAIN"  # where rank 0 is, for those; default: what the launcher says; also the option
+INTERFACE = "PMRUN_INTERFACE"  # of this node, for those; default: the one that routes to rank 0; also the option
 
 # ---- what other programs expect: torch's names always, the last two only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"

@@ -54,6 +54,16 @@ class Placement:
         """Whether all ranks are here: one node, or nodes that Metaflow only plays on this machine."""
         return self.local_world_size == self.world_size or self.main_address in ("127.0.0.1", "::1", "localhost")
 
+    @property
+    def ranks_here(self) -> int:
+        """How many ranks are on this machine."""
+        return self.world_size if self.on_one_machine else self.local_world_size
+
+    @property
+    def in_a_row(self) -> str:
+        """What makes the launcher give the ranks of each node consecutive numbers; "" where it always does."""
+        return next(launcher.in_a_row for launcher in _LAUNCHERS if launcher.name == self.launcher)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Launcher:
@@ -72,6 +82,7 @@ class _Launcher:
     local_world_size_of: Callable[[Environ], int] | None = None
     first_node: str = ""  # the number of the main node, where it need not be 0
     unique: bool = True  # `job` is, on a machine
+    in_a_row: str = ""  # what makes the ranks of a node consecutive
 
 
 def _variable(name: str) -> Callable[[Environ], str]:
@@ -99,6 +110,14 @@ def _slurm_main_address(environ: Environ) -> str:
     return "".join(part or "" for part in found.groups()) if found is not None else ""
 
 
+def _open_mpi_main_address(environ: Environ) -> str:
+    """Where mpirun runs, which is rank 0's node as a rule: the middle of "prterun-HOST-PID@1"."""
+    if environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == environ.get("OMPI_COMM_WORLD_SIZE"):
+        return ""  # here
+    found = re.fullmatch(r"prterun-(.+)-\d+@\d+", environ.get("PMIX_NAMESPACE", ""))
+    return found[1] if found is not None else ""
+
+
 # Innermost first: whoever started this very process, rather than the machine or the shell around it.
 _LAUNCHERS = (
     _Launcher(
@@ -108,16 +127,18 @@ _LAUNCHERS = (
     ),
     _Launcher(
         "Open MPI", ("OMPI_COMM_WORLD_RANK",), "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", job=("PMIX_NAMESPACE",),
+        "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", main_address=_open_mpi_main_address,
+        job=("PMIX_NAMESPACE",), in_a_row="mpirun --map-by slot",
     ),
     _Launcher(
         "MPICH", ("PMI_RANK", "MPI_LOCALRANKID"), "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
-        unique=False,
+        unique=False, in_a_row="mpiexec -ppn RANKS_PER_NODE",
     ),
     _Launcher(
         "srun", ("SLURM_STEP_ID", "SLURM_PROCID"), "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID",
         node_rank="SLURM_NODEID", num_nodes="SLURM_STEP_NUM_NODES", main_address=_slurm_main_address,
         job=("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"), local_world_size_of=_slurm_local_world_size,
+        in_a_row="srun --distribution=block",
     ),
     _Launcher(
         "Metaflow", ("MF_PARALLEL_NODE_INDEX", "MF_PARALLEL_NUM_NODES"), "MF_PARALLEL_NODE_INDEX",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks that another launcher started on one machine become a gang: they meet at a steward.
+"""How ranks that another launcher started become a gang: those of a node meet at a steward.
 
-The first rank starts the steward (launcher/steward.py), a process that does for them what the agent does for pmrun's own
-ranks: it makes the window, holds the store and marks who is gone. All ranks, the first one too, ask it to join over a
-unix socket and get the window's descriptor once all have come; the socket stays as their line to the store. The
-others find it by an abstract name, which is no file and goes with the steward. Invariant: both sides check that the other is the
-same user's (SO_PEERCRED), and every wait has a deadline that names who is missing.
+The node's first rank starts the steward (launcher/steward.py), a process that does for them what the agent does for pmrun's
+own ranks: it makes the window, holds the store and marks who is gone. All ranks, the first one too, ask it to join over a
+unix socket and get the window's descriptor once all have come, here and on the other nodes, whose stewards it meets; the socket
+stays as their line to the store. The others find it by an abstract name, which is no file and goes with the steward. Invariant:
+both sides check that the other is the same user's (SO_PEERCRED), and every wait has a deadline that names who is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pmrun import env, store_wire, window
+from pmrun import env, secret, store_wire, window
 from pmrun.errors import ForkedError, LaunchError, UsageError
 from pmrun.foreign import Placement, join_timeout_s
 
@@ -45,9 +45,16 @@ class Join(msgspec.Struct, frozen=True, array_like=True, tag="join"):
 
 
 class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
-    """The steward's answer. Without a problem the window's descriptor and the lifeline's come with it."""
+    """The steward's answer. Without a problem the window's descriptor and the lifeline's come with it.
+
+    The rest is of gangs on several nodes.
+    """
 
     problem: str
+    first_rank: int = 0  # of this node
+    node_rank: int = 0
+    layout: tuple[int, ...] = ()  # ranks of each node, in node order
+    peers: tuple[str, ...] = ()  # their addresses
 
 
 class Met(NamedTuple):
@@ -56,6 +63,10 @@ class Met(NamedTuple):
     window_fd: int
     lifeline_fd: int  # hangs up with the steward
     line: socket.socket  # to the store
+    first_rank: int  # of the window
+    node_rank: int
+    layout: tuple[int, ...]  # ranks of each node, in node order; () on one machine
+    peers: tuple[str, ...]  # addresses of all nodes, in node order; () on one machine
 
 
 join_decoder: Final = msgspec.msgpack.Decoder(Join)
@@ -74,7 +85,7 @@ def meet(placement: Placement) -> Met:
     LaunchError
         It cannot be formed: the text says who is missing, or what else is wrong.
     UsageError
-        Its ranks are on several machines.
+        What ranks on several nodes need is missing.
     ForkedError
         This process is a child of one that met.
     """
@@ -84,16 +95,34 @@ def meet(placement: Placement) -> Met:
             raise ForkedError("this process is a child made by fork of a rank, and has no place of its own in the gang")
         if _met is None:
             if not placement.on_one_machine:
-                nodes = f"{placement.num_nodes} nodes" if placement.num_nodes > 0 else "several nodes"
-                raise UsageError(
-                    f"{placement.launcher} started {placement.world_size} ranks on {nodes}: pmrun joins ranks of another "
-                    f"launcher on one machine only. Start them with pmrun, or set {env.FOREIGN}=0 to run each alone"
-                )
-            if placement.world_size > window.RANKS_MAX:
-                raise UsageError(f"{placement.world_size} ranks on one machine: the most is {window.RANKS_MAX}")
+                _check_nodes(placement)
+            if placement.ranks_here > window.RANKS_MAX:
+                raise UsageError(f"{placement.ranks_here} ranks on one machine: the most is {window.RANKS_MAX}")
             _met = _join(placement, join_timeout_s(os.environ))
             _met_pid = os.getpid()
         return _met
+
+
+def met() -> Met | None:
+    """What `meet` returned, if it has."""
+    return _met
+
+
+def _check_nodes(placement: Placement) -> None:
+    """Before anything is started: on each rank alike, so that none waits for one that was refused."""
+    nodes = f"{placement.num_nodes} nodes" if placement.num_nodes > 0 else "several nodes"
+    what = f"{placement.launcher} started {placement.world_size} ranks on {nodes}"
+    path = os.environ.get(env.SECRET_FILE)
+    if not path:
+        raise UsageError(
+            f"{what}, which find each other by a secret: make one with 'pmrun secret FILE', copy it to every node, and set "
+            f"{env.SECRET_FILE}=FILE for all ranks; or set {env.FOREIGN}=0 to run each alone"
+        )
+    secret.read_secret(path, env.SECRET_FILE)
+    if not (os.environ.get(env.MAIN) or placement.main_address or placement.node_rank == 0):
+        raise UsageError(
+            f"{what}, but does not tell where rank 0 is: set {env.MAIN}=ADDRESS, of its node, for all ranks"
+        )
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
@@ -113,24 +142,26 @@ def frame(word: Join | Joined) -> bytes:
 
 def _join(placement: Placement, timeout_s: float) -> Met:
     name = _name(placement)
-    line = (
-        _start_steward(placement, name, timeout_s) if placement.rank == 0 else _find_steward(placement, name, timeout_s)
-    )
+    if (placement.rank if placement.on_one_machine else placement.local_rank) == 0:
+        line = _start_steward(placement, name, timeout_s)
+    else:
+        line = _find_steward(placement, name, timeout_s)
     try:
         cpus = tuple(sorted(os.sched_getaffinity(0)))
-        line.settimeout(timeout_s + _GRACE_S)
+        # Rank 0's node may have come last, and waits as long for the others.
+        line.settimeout((1 if placement.on_one_machine else 2) * timeout_s + _GRACE_S)
         join = Join(store_wire.VERSION, window.VERSION, placement.rank, placement.world_size, cpus)
         with contextlib.suppress(BrokenPipeError):  # it gave up already; why is still to be read
             line.sendall(frame(join))
-        window_fd, lifeline_fd = _answer(line)
-        return Met(window_fd, lifeline_fd, line)
+        word, (window_fd, lifeline_fd) = _answer(line)
+        return Met(window_fd, lifeline_fd, line, word.first_rank, word.node_rank, word.layout, word.peers)
     except BaseException:
         line.close()
         raise
 
 
-def _answer(line: socket.socket) -> tuple[int, int]:
-    """The descriptors of the window and the lifeline, once all ranks have joined."""
+def _answer(line: socket.socket) -> tuple[Joined, tuple[int, int]]:
+    """The steward's word, and the descriptors of the window and the lifeline, once all ranks have joined."""
     frames = store_wire.Frames()
     fds: list[int] = []
     words: list[tuple[Joined, int]] = []
@@ -148,9 +179,11 @@ def _answer(line: socket.socket) -> tuple[int, int]:
             os.set_inheritable(fd, False)
         window_fd, lifeline_fd = fds
         fds.clear()
-        return window_fd, lifeline_fd
+        return words[0][0], (window_fd, lifeline_fd)
     except ConnectionError:
-        raise LaunchError("the steward of this gang is gone before all ranks had come: see what rank 0 wrote") from None
+        raise LaunchError(
+            "the steward of this gang is gone before all ranks had come: see what the node's first rank wrote"
+        ) from None
     except TimeoutError:
         raise LaunchError("the steward of this gang does not answer: is it stopped?") from None
     finally:
@@ -171,8 +204,9 @@ def _find_steward(placement: Placement, name: str, timeout_s: float) -> socket.s
             if error.errno not in (errno.ECONNREFUSED, errno.EAGAIN, None):  # None: a time-out
                 raise LaunchError(f"cannot meet the other ranks: {error.strerror}") from error
             if time.monotonic() >= by:
+                first = "rank 0" if placement.on_one_machine else "this node's first rank"
                 raise LaunchError(
-                    f"rank 0 of {placement.world_size} ({placement.launcher}) has not called pm.init() within "
+                    f"{first} of {placement.world_size} ({placement.launcher}) has not called pm.init() within "
                     f"{timeout_s:g} s: every rank must. Or set {env.FOREIGN}=0, to run alone; a program that a rank "
                     "starts in turn is no rank"
                 ) from None
@@ -192,9 +226,9 @@ def _start_steward(placement: Placement, name: str, timeout_s: float) -> socket.
     with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             listener.bind(name)
-            listener.listen(placement.world_size)
+            listener.listen(placement.ranks_here)
             safe = ["-P"] if sys.version_info >= (3, 11) else []  # no module of the user's working directory
-            numbers = [listener.fileno(), theirs.fileno(), placement.world_size, timeout_s]
+            numbers = [listener.fileno(), theirs.fileno(), timeout_s]
             paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
             started = subprocess.run(
                 [sys.executable, *safe, "-m", STEWARD, *map(str, numbers)],
@@ -206,8 +240,8 @@ def _start_steward(placement: Placement, name: str, timeout_s: float) -> socket.
             ours.close()
             if error.errno == errno.EADDRINUSE:
                 raise LaunchError(
-                    f"another process meets as rank 0 of this gang ({placement.launcher}): does a program that rank 0 "
-                    f"started call pm.init() too? Set {env.FOREIGN}=0 for it"
+                    f"another process meets as rank {placement.rank} of this gang ({placement.launcher}): does a program "
+                    f"that this rank started call pm.init() too? Set {env.FOREIGN}=0 for it"
                 ) from None
             raise LaunchError(f"cannot start the gang's steward: {error.strerror}") from error
         except subprocess.TimeoutExpired:
@@ -227,9 +261,10 @@ def _start_steward(placement: Placement, name: str, timeout_s: float) -> socket.
 
 
 def _name(placement: Placement) -> str:
-    """The same for all ranks of this start of the gang, and for no other on this machine."""
+    """The same for all ranks of this start of the gang on this node, and for no other on this machine."""
     common = _launcher_process(placement.mark) if placement.mark else ""
-    told = "\0".join((placement.launcher, placement.job, str(placement.world_size), common))
+    node = "" if placement.on_one_machine else str(placement.node_rank)
+    told = "\0".join((placement.launcher, placement.job, str(placement.world_size), common, node))
     return f"\0pmrun/{os.geteuid()}/{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
 
 

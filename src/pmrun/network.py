@@ -82,7 +82,15 @@ def layout() -> list[int]:
     return [int(size) for size in sizes] if len(sizes) > 1 else []
 
 
-def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int]) -> Net:
+def own_address() -> str:
+    """Where the agent says that this node's ranks listen."""
+    address = os.environ.get(env.DATA_ADDRESS, "")
+    if not address:
+        raise UsageError(f"{env.LAYOUT} tells of several nodes, but {env.DATA_ADDRESS} is not set: start with pmrun")
+    return address
+
+
+def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int], address: str) -> Net:
     """Open this rank's end of the network between the nodes, and try it.
 
     Parameters
@@ -95,15 +103,12 @@ def connect(native: ModuleType, exchange: Exchange, rank: int, sizes: list[int])
         This rank, in the world.
     sizes : list of int
         Ranks of each node.
+    address : str
+        Of this node: where this rank listens.
     """
     global chosen
     timeout_s = foreign.join_timeout_s(os.environ)
     patience_s = max(timeout_s, _START_APART_S)
-    address = os.environ.get(env.DATA_ADDRESS, "")
-    if not address:
-        raise UsageError(
-            f"{env.LAYOUT} tells of {len(sizes)} nodes, but {env.DATA_ADDRESS} is not set: start with pmrun"
-        )
     choice = transports.choose(native, exchange, rank, sizes, address, patience_s)
     net: Net = native.open_net(
         choice.transport,

@@ -117,11 +117,28 @@ class Refused(_Message, frozen=True, tag="refused"):
     code: int
 
 
+class Gathered(_Message, frozen=True, tag="gathered"):
+    """To a steward: the ranks of all nodes have come, and this is everybody's place."""
+
+    node_rank: int
+    layout: tuple[int, ...]  # ranks of each node, in node order
+    peers: tuple[str, ...]  # addresses of all nodes, in node order
+
+
 # ---- both ways -------------------------------------------------------------------------------------------
 
 
 class Beat(_Message, frozen=True, tag="beat"):
     """A sign of life, for when there is nothing else to say."""
+
+
+class Verdict(_Message, frozen=True, tag="verdict"):
+    """Why the gang ends, as a node's abort record has it: from the steward that saw it, and to all others."""
+
+    state: int
+    rank: int
+    node: str
+    text: str
 
 
 class StoreReply(_Message, frozen=True, tag="store_reply"):
@@ -146,6 +163,8 @@ class Hello(_Message, frozen=True, tag="hello"):
     release: str = ""  # of pmrun, "" on one machine
     num_nodes: int = 0  # what it was told, 0: nothing
     world_size: int = 0
+    first_rank: int = -1  # of a steward: its ranks are there already
+    local_world_size: int = 0
 
 
 class Started(_Message, frozen=True, tag="started"):
@@ -251,6 +270,12 @@ class NodeDone(_Message, frozen=True, tag="done"):
     survivors: tuple[int, ...]  # process ids that not even SIGKILL ended
 
 
+class RankLeft(_Message, frozen=True, tag="rank_left"):
+    """From a steward: a rank's process is gone."""
+
+    rank: int
+
+
 class StoreRequest(_Message, frozen=True, tag="store_request"):
     """A rank asks something of the store, in a word of store_wire.py, which the agent has checked.
 
@@ -274,9 +299,9 @@ class Notice(_Message, frozen=True, tag="notice"):
 
 
 Message = (
-    Start | Signal | Look | Stop | Credit | Stdin | Leave | Refused | Beat | StoreReply
-    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | StoreRequest | StoreClosed | Notice
-    | Waits | Looked
+    Start | Signal | Look | Stop | Credit | Stdin | Leave | Refused | Gathered | Beat | Verdict | StoreReply
+    | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | RankLeft | StoreRequest | StoreClosed
+    | Notice | Waits | Looked
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -325,14 +325,27 @@ def test_strangers_at_the_meeting_point(ranks: Ranks) -> None:
         sock.close()
 
 
-def test_several_nodes_are_refused(ranks: Ranks) -> None:
-    place = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"}
-    place |= {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
-    ranks.start("import pmrun as pm; print(pm.rank(), pm.world_size(), flush=True); pm.init()", [place])
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (None, "UsageError: MPICH started 8 ranks on several nodes, which find each other by a secret: make one with"),
+        (0o644, "others may use it (mode 0644)"),
+        (0o600, "does not tell where rank 0 is: set PMRUN_MAIN=ADDRESS, of its node, for all ranks"),
+    ],
+)
+def test_several_nodes_without_what_they_need(ranks: Ranks, tmp_path: Path, mode: int | None, words: str) -> None:
+    """With it: tests/cluster/test_foreign_nodes.py."""
+    changes = {}
+    if mode is not None:
+        secret = tmp_path / "secret"
+        secret.write_bytes(bytes(32))
+        secret.chmod(mode)
+        changes[env.SECRET_FILE] = str(secret)
+    place = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+    ranks.start("import pmrun as pm; print(pm.rank(), pm.world_size(), flush=True); pm.init()", [place], **changes)
     ((code, out, err),) = ranks.finish()
     assert (code, out) == (1, "5 8\n")
-    last = err.splitlines()[-1]
-    assert "UsageError: Open MPI started 8 ranks on several nodes: pmrun joins ranks of another launcher on one" in last
+    assert words in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("places", [mpich(1), [{**mpich(2)[1], env.FOREIGN: "0"}]], ids=["one rank", "PMRUN_FOREIGN=0"])

@@ -24,13 +24,16 @@ PYTHON_FLOOR = {
     "pmrun.errors": set[str](),
     "pmrun.version": set[str](),
     "pmrun.window": set[str](),
+    "pmrun.secret": {"pmrun.errors"},
     "pmrun.store_wire": {"pmrun.errors"},
     "pmrun.wire": {"pmrun.env", "pmrun.errors", "pmrun.window"},
     "pmrun.store_server": {"pmrun.store_wire"},
     "pmrun.store_host": {"pmrun.store_wire", "pmrun.store_server"},
     "pmrun.store_client": {"pmrun.errors", "pmrun.store_wire", "pmrun.store_server"},
     "pmrun.foreign": {"pmrun.env", "pmrun.errors"},
-    "pmrun.meeting": {"pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.store_wire", "pmrun.foreign"},
+    "pmrun.meeting": {
+        *("pmrun.env", "pmrun.errors", "pmrun.window", "pmrun.secret", "pmrun.store_wire", "pmrun.foreign"),
+    },
     "pmrun.bench": set[str](),
     "pmrun.bench.points": set[str](),
     "pmrun.store": {
@@ -40,7 +43,8 @@ PYTHON_FLOOR = {
 }
 LAUNCHER_STANDS_ON = {
     *("pmrun.env", "pmrun.errors", "pmrun.version", "pmrun.window", "pmrun.wire"),
-    *("pmrun.store_wire", "pmrun.store_server", "pmrun.store_host", "pmrun.meeting"),
+    *("pmrun.secret", "pmrun.store_wire", "pmrun.store_server", "pmrun.store_host"),
+    *("pmrun.foreign", "pmrun.meeting"),
     *("pmrun.bench", "pmrun.bench.points"),
 }
 

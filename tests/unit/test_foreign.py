@@ -123,7 +123,7 @@ BATCH_ID = "5a1b2c3d-0000-4000-8000-123456789abc/1"
         # several nodes, and a launcher that does not number them
         (
             {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5"},
-            Placement("Open MPI", 5, 8, 1, 2, -1, -1, "", "prterun-vm-5888@1"),
+            Placement("Open MPI", 5, 8, 1, 2, -1, -1, "vm", "prterun-vm-5888@1"),
         ),
         # the main node of a Batch job: no address of its own there; another node than 0 may be the main one
         (
@@ -185,6 +185,21 @@ def test_what_cannot_be(environ: dict[str, str], changes: dict[str, str | None],
 def test_the_first_of_slurms_nodes(nodes: str, first: str) -> None:
     placement = recognise({**SRUN, "SLURM_STEP_NODELIST": nodes})
     assert placement is not None and placement.main_address == first
+
+
+@pytest.mark.parametrize(
+    ("namespace", "address"),
+    [("prterun-login-2-77@1", "login-2"), ("prte-vm-77@2", ""), ("4711.0", ""), ("prterun-vm@1", "")],
+)
+def test_where_open_mpi_was_started(namespace: str, address: str) -> None:
+    placement = recognise({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4", "PMIX_NAMESPACE": namespace})
+    assert placement is not None and placement.main_address == address
+
+
+def test_what_makes_ranks_consecutive() -> None:
+    placements = [recognise(environ) for environ in (OPEN_MPI, MPICH, SRUN, TORCHRUN, BATCH)]
+    ways = [placement.in_a_row.partition(" ")[0] for placement in placements if placement is not None]
+    assert ways == ["mpirun", "mpiexec", "srun", "", ""]
 
 
 @pytest.mark.parametrize(

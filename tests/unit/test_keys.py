@@ -7,6 +7,7 @@ import pytest
 
 from pmrun.errors import UsageError
 from pmrun.launcher import cli, keys
+from pmrun.secret import read_secret
 
 
 def test_hkdf_is_that_of_rfc_5869():
@@ -32,7 +33,7 @@ def test_a_secret_is_made_and_read(tmp_path, capsys):
     path = tmp_path / "job.key"
     assert cli.main(["secret", str(path)]) == 0
     assert path.stat().st_mode & 0o777 == 0o600
-    assert len(keys.read_secret(str(path))) == 65
+    assert len(read_secret(str(path), "--secret-file")) == 65
     assert cli.main(["secret", str(path)]) == 2
     assert "exists; remove it first" in capsys.readouterr().err
     assert cli.main(["secret", str(tmp_path / "no" / "such")]) == 2
@@ -42,7 +43,7 @@ def test_a_secret_is_made_and_read(tmp_path, capsys):
 
 def refusal(path):
     with pytest.raises(UsageError) as caught:
-        keys.read_secret(str(path))
+        read_secret(str(path), "--secret-file")
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
@@ -54,7 +55,7 @@ def test_bad_secret_files_are_refused(tmp_path):
     path.chmod(0o600)
     assert "31 bytes, a secret has at least 32" in refusal(path)
     path.write_bytes(b"x" * 32)
-    assert keys.read_secret(str(path)) == b"x" * 32
+    assert read_secret(str(path), "--secret-file") == b"x" * 32
     for mode in (0o640, 0o604, 0o620):
         path.chmod(mode)
         assert f"mode {mode:04o}" in refusal(path) and "chmod 600" in refusal(path)

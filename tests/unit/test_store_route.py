@@ -32,18 +32,8 @@ class Links:
 
 def make() -> tuple[GangStore, Links]:
     """Nodes of 2, 3 and 1 ranks."""
-    starts, first = [], 0
-    for node, count in enumerate((2, 3, 1)):
-        starts.append(
-            wire.Start(
-                job_id="j", attempt=0, node_rank=node, node_name="n", peers=("a",) * 3, main_port=1, first_rank=first,
-                local_world_size=count, world_size=6, command=(b"p",), cwd=None, env=(), bind_to_core=False,
-                stdin_ranks=(), credit_bytes=1, layout=(2, 3, 1), data_address="a",
-            )
-        )  # fmt: skip
-        first += count
     links = Links()
-    return GangStore(starts, links, [7, 5, 6]), links
+    return GangStore((2, 3, 1), links, [7, 5, 6]), links
 
 
 def ask(store: GangStore, node: int, rank: int, request: Ask, now: float = 0.0) -> None:

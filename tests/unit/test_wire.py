@@ -20,7 +20,8 @@ EXITED = wire.RankExited(
 )  # fmt: skip
 MESSAGES = [
     START, EXITED, wire.Signal(2), wire.Stop(0.1, 0.1, 1, 3, "a", "exit code 3", True), wire.Credit(1, 2, 65536),
-    wire.Stdin(b""), wire.Leave(), wire.Hello(wire.VERSION, 0, 99), wire.Started((1, 2)),
+    wire.Stdin(b""), wire.Leave(), wire.Hello(wire.VERSION, 0, 99), wire.Gathered(1, (2, 3), ("a", "b")),
+    wire.Verdict(1, 4, "b", "killed"), wire.RankLeft(3), wire.Started((1, 2)),
     wire.StartFailed(-1, "no", 75), wire.Output(1, 1, b"\n\xff"), wire.StdinCredit(-1), wire.NodeDone(()),
     wire.StoreRequest(3, b"\xff"), wire.StoreClosed(3), wire.Notice("a line"),
     wire.StoreReply(3, b""),
