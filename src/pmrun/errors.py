@@ -21,6 +21,7 @@ class ExitCode:
     USAGE = 2  # the command line, the configuration or the script named is wrong; nothing was started
     OUTPUT_FAILED = 74  # the standard output cannot be written: its disk is full
     START_FAILED = 75  # the gang could not be started whole within --start-timeout
+    RESUMABLE = 75  # of a rank: it saved its work and wants to be resumed later (EX_TEMPFAIL)
     AGENT_LOST = 76  # the agent died, or was killed; its ranks were stopped
     TIMEOUT = 124  # --timeout ran out
     NOT_EXECUTABLE = 126
