@@ -170,6 +170,7 @@ def build_job(line: CommandLine) -> Job:
         timeout_s=values.get(opt.TIMEOUT),
         start_timeout_s=values.get(opt.START_TIMEOUT),
         grace_s=values.get(opt.GRACE),
+        max_restarts=values.get(opt.MAX_RESTARTS),
         json_events=_events_file(values),
         transport=values.get(opt.TRANSPORT),
         reproducible=values.get(opt.REPRODUCIBLE),
