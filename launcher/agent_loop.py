@@ -52,13 +52,22 @@ class Place(msgspec.Struct, frozen=True):
     own: Own | None = None  # what the ranks of this node run, where it was said here and not to the controller
 
 
+class End(msgspec.Struct, frozen=True):
+    """Why an agent ended, if not in peace, and the gang's exit code."""
+
+    text: str = ""
+    code: int = ExitCode.OK
+    again_s: float = -1.0  # the controller wants another one after so long; negative: it does not
+    lost: bool = False  # the controller is gone
+
+
 class AgentLoop:
     """One node's agent."""
 
     def __init__(self, link: Link, place: Place) -> None:
         self._link = link
         self._place = place
-        self.end: tuple[str, int] = ("", ExitCode.OK)  # why it ended, if not in peace, and the gang's exit code
+        self.end = End()
         self._machine = agent.Agent(place.hello)
         now = time.monotonic()
         self._lease = Leases(now)
@@ -138,7 +147,7 @@ class AgentLoop:
         self._lost = True
         self._watch.close()
         self._link.forget(self._poller)
-        self.end = (f"the main node is lost: {why}", ExitCode.AGENT_LOST)
+        self.end = End(f"the main node is lost: {why}", ExitCode.AGENT_LOST, lost=True)
         self._do(self._machine.on_link_lost(time.monotonic()))
 
     def _on_lifeline(self, events: int) -> None:
@@ -181,11 +190,12 @@ class AgentLoop:
     def _note_end(self, message: wire.Message, now: float) -> None:
         """What the driver itself learns from a message."""
         if isinstance(message, wire.Leave):
-            told = message.code and self._place.own is not None  # a person sits at this node
+            told = message.code and message.again_s < 0 and self._place.own is not None  # a person sits at this node
             text = f"the job ended with exit code {message.code}; the main node tells why" if told else ""
-            self.end = (text, message.code)
+            self.end = End(text, message.code, message.again_s)
         elif isinstance(message, wire.Refused):
-            self.end = (message.text, message.code)
+            text = message.text + ("; it stands by for the next attempt" if message.again_s >= 0 else "")
+            self.end = End(text, message.code, message.again_s)
         elif isinstance(message, wire.Signal):
             if message.number == signal.SIGSTOP:  # Ctrl-Z: pmrun stops too, until it says SIGCONT
                 self._lease.pause(now)

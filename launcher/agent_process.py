@@ -24,7 +24,7 @@ def run_agent(link: Link, place: Place) -> NoReturn:
         detach()
         loop = AgentLoop(link, place)
         loop.run()
-        code = loop.end[1]
+        code = loop.end.code
     finally:
         leave_process(code)
 
@@ -32,6 +32,9 @@ def run_agent(link: Link, place: Place) -> NoReturn:
 def detach() -> None:
     """Leave the terminal, and the signals that it sends; be the one to whom orphans come."""
     os.setsid()
+    signal.set_wakeup_fd(-1)  # whatever inbox there is belongs to the process that was forked
+    for number in (signal.SIGTERM, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)

@@ -20,6 +20,7 @@ from typing import Final
 from pmrun.launcher import bootstrap, process_tree
 from pmrun.launcher.controller import SIGNALS, Controller
 from pmrun.launcher.events import EventLog
+from pmrun.launcher.fleet import Muster
 from pmrun.launcher.job import Job
 from pmrun.launcher.link import Hub
 from pmrun.launcher.poller import READ, WRITE, Poller
@@ -153,21 +154,25 @@ class AgentProcess:
 class ProcessFleet:
     """Agents that are processes here, or at the other end of processes here."""
 
-    def __init__(self, hub: Hub, seats: tuple[Seat, ...], counts: tuple[int, ...], release: str) -> None:
+    def __init__(
+        self, hub: Hub, seats: tuple[Seat, ...], counts: tuple[int, ...], release: str, least: int | None = None
+    ) -> None:
         self.hub = hub
         self.seats = seats
         self.counts = counts
+        self.least = len(seats) if least is None else least
         self.release = release
         self._processes: dict[int, AgentProcess] = {}
-        self._poller: Poller | None = None
+        self._former: list[AgentProcess] = []  # ended, and replaced
+        self._watching: tuple[Poller, Note, Note] | None = None
         self._closed = False
 
-    def run(self, job: Job, events: EventLog) -> int:
-        """Serve the job with these agents to its end; returns pmrun's exit code."""
+    def run(self, job: Job, events: EventLog, muster: Muster) -> int:
+        """Serve the job with these agents, and those that `muster` makes, to its end; returns pmrun's exit code."""
         try:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
             try:
-                controller = Controller(job, self, events)
+                controller = Controller(job, self, events, muster)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return controller.run()
@@ -176,13 +181,31 @@ class ProcessFleet:
 
     def start(self, node: int, told: bootstrap.Bootstrap, explain: Explain, way: list[str] | None = None) -> None:
         """Start the agent of one node, here or by the command that leads to it; OSError where there is no such."""
-        self._processes[node] = AgentProcess(way or agent_command(), told, explain, way is None)
+        process = AgentProcess(way or agent_command(), told, explain, way is None)
+        former = self._processes.get(node)
+        if former is not None:
+            former.let_go(self._poller)
+            self._former.append(former)
+        self._processes[node] = process
+        if self._watching is not None:
+            self._watch(node, process, *self._watching)
 
     def watch(self, poller: Poller, note: Note, ended: Note) -> None:
-        if self._poller is None:
-            self._poller = poller
+        if self._watching is None:
+            self._watching = poller, note, ended
             for node, process in self._processes.items():
-                process.watch(poller, lambda text, n=node: note(n, text), lambda text, n=node: ended(n, text))  # type: ignore[misc]
+                self._watch(node, process, poller, note, ended)
+
+    def _watch(self, node: int, process: AgentProcess, poller: Poller, note: Note, ended: Note) -> None:
+        process.watch(poller, lambda text: note(node, text), lambda text: ended(node, text))
+
+    @property
+    def _poller(self) -> Poller | None:
+        return None if self._watching is None else self._watching[0]
+
+    def replace(self, node: int) -> str:
+        """Nobody is known who could come instead."""
+        return ""
 
     def sweep(self, node: int) -> None:
         """End the way to a node: the keeper there, which may be out of reach, ends the rest."""
@@ -198,11 +221,12 @@ class ProcessFleet:
         self._closed = True
         self.hub.close()
         end = time.monotonic() + _LEAVE_S
-        for process in self._processes.values():
+        processes = [*self._former, *self._processes.values()]
+        for process in processes:
             process.let_go(self._poller)
             if not process.heard:
                 process.kill()  # nobody is at its other end yet
-        for process in self._processes.values():
+        for process in processes:
             if not process.wait(max(0.0, end - time.monotonic())):
                 process.kill()
                 process.wait(_LEAVE_S)

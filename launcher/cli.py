@@ -172,6 +172,7 @@ def build_job(line: CommandLine) -> Job:
         grace_s=values.get(opt.GRACE),
         hang_timeout_s=values.get(opt.HANG_TIMEOUT),
         hang_ends=values.get(opt.ON_HANG) == "end",
+        max_restarts=values.get(opt.MAX_RESTARTS),
         json_events=_events_file(values),
         transport=values.get(opt.TRANSPORT),
         reproducible=values.get(opt.REPRODUCIBLE),

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The controller's driver: carries out what launcher/rendezvous.py and launcher/gang.py decide, and moves output,
-input and signals.
+"""The controller's driver: carries out what launcher/rendezvous.py, launcher/gang.py and launcher/attempts.py decide,
+and moves output, input and signals.
 
 One thread, one poll loop over the hub, what the backend watches, the standard descriptors and the signals. It never
 waits in a write, so that deaths, signals and timeouts are handled while nobody reads the output. A backend gives it
-a `Fleet`. Invariant: when `run` returns, every agent has left or was swept, and all output that anybody still reads
-has been written before the report.
+a `Fleet` for each attempt, with agents, keys and connections of its own, so that nothing of one reaches the next.
+Invariant: when an attempt is over, every agent has left or was swept, and all its output that anybody still reads has
+been written, before the next begins or the report is.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from pmrun import wire
-from pmrun.errors import ExitCode
+from pmrun.errors import ExitCode, PmrunError
 from pmrun.launcher import gang, rendezvous
+from pmrun.launcher.attempts import Again, Attempts
 from pmrun.launcher.describe import exit_code, signal_name
 from pmrun.launcher.display import Display
 from pmrun.launcher.events import EventLog
+from pmrun.launcher.fleet import Fleet, Muster
 from pmrun.launcher.hang_desk import HangDesk
 from pmrun.launcher.job import Job
-from pmrun.launcher.lease import LEASE_S, Leases
-from pmrun.launcher.link import Event, Hub
+from pmrun.launcher.lease import BACKSTOP_S, LEASE_S, Leases
+from pmrun.launcher.link import Event
 from pmrun.launcher.orders import make_starts
 from pmrun.launcher.placement import lay_out
 from pmrun.launcher.poller import READ, Poller, SignalInbox
@@ -37,72 +42,82 @@ if TYPE_CHECKING:
     from pmrun.launcher.store_route import GangStore
 
 _SENT_S: Final = 0.2  # what was queued is surely with the kernel by then
+_STANDBY_S: Final = 1.0  # after that a node that came too late asks again whether it is needed
+_FENCE_S: Final = BACKSTOP_S + 1.0  # after it gave up on a silent node, that has given up on it, and ended its ranks
+
+_FIRST_PATIENCE_S: Final = 30.0  # for nodes that may be missing, where fewer are enough
+_PATIENCE_S: Final = 5.0  # the same between attempts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT)
 
 
-class Fleet(Protocol):
-    """A backend's hold on the agents of one attempt."""
-
-    hub: Hub
-    seats: tuple[rendezvous.Seat, ...]
-    counts: tuple[int, ...]  # ranks of each node
-    release: str  # of pmrun, as every agent must have it; "" where it is the same file
-
-    def watch(self, poller: Poller, note: Callable[[int, str], None], ended: Callable[[int, str], None]) -> None:
-        """Watch what was started for each node: `note` takes news, `ended` the last words; call before each wait."""
-
-    def sweep(self, node: int) -> None:
-        """The node's agent is gone: end what it left, as far as this machine can."""
-
-    def close(self) -> None:
-        """The agents were told to leave: wait for them and give back what they took; may be called again."""
-
-
 class Controller:
-    """Runs one attempt of a gang."""
+    """Runs a job: one attempt of its gang, and, where `muster` gives further fleets, those after it."""
 
-    def __init__(self, job: Job, fleet: Fleet, events: EventLog) -> None:
+    def __init__(self, job: Job, fleet: Fleet, events: EventLog, muster: Muster | None = None) -> None:
         self._job = job
-        self._fleet = fleet
-        self._hub = fleet.hub
+        self._muster = muster
+        self._attempts = Attempts(job.max_restarts if muster is not None else 0)
+        self._again: Again | None = None  # what follows the attempt that is over
+        self._job_id = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
+        self._since: float | None = None  # when the first gang began, and the time of --timeout
+        self._wake_at: float | None = None  # between two attempts
         self._events = events
-        self._poller = Poller()
-        now = time.monotonic()
-        self._start_by = now + job.start_timeout_s
-        self._meeting = rendezvous.Rendezvous(fleet.seats, job.world_size, fleet.release, job.start_timeout_s, now)
-        self._gang: gang.Gang | None = None
-        self._lease = Leases(now)
-        self._peers: list[int] = []  # by node, once they have met
-        self._nodes: dict[int, int] = {}  # by peer; lost ones are not in it
-        self._first_ranks: list[int] = []
-        self._stdin = StdinSource([], self._send)
-        self._store: GangStore | None = None
-        self._hang: HangDesk | None = None
-        self._outcome: gang.Outcome | None = None
         # What pmrun's parent chose to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
         # SIGQUIT is taken all the same: it ends nothing, and every shell ignores it for what it starts in the background.
         ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN} - {signal.SIGQUIT}
         self._inbox = SignalInbox(number for number in SIGNALS if number not in ignored)
         self._stop_at: float | None = None  # Ctrl-Z: when this process stops
-        self._impatient = 0  # signals that came after the gang was over
+        self._impatient = 0  # signals that came after the job was over
         if job.output.directory is not None:
             _raise_open_files(2 * job.world_size + 64)
         self._display = Display(job.output, job.world_size, self._grant)
+        self._open(fleet)
+
+    def _open(self, fleet: Fleet) -> None:
+        """All that belongs to one attempt begins anew."""
+        now = time.monotonic()
+        self._fleet = fleet
+        self._hub = fleet.hub
+        self._fresh_poller()
+        self._start_by = now + self._job.start_timeout_s
+        self._meeting = rendezvous.Rendezvous(
+            fleet.seats, self._job.world_size, fleet.release, self._job.start_timeout_s, now, self._enough()
+        )
+        self._gang: gang.Gang | None = None
+        self._began: float | None = None  # its gang
+        self._lease = Leases(now)
+        self._seats: tuple[int, ...] = ()  # of the fleet, by node, once they have met
+        self._peers: list[int] = []  # by node
+        self._nodes: dict[int, int] = {}  # by peer; lost ones are not in it
+        self._silent: set[int] = set()  # seats whose lease ran out
+        self._silent_until = now  # their ranks may run
+        self._first_ranks: list[int] = []
+        self._stdin = StdinSource([], self._send)
+        self._store: GangStore | None = None
+        self._hang: HangDesk | None = None
+        self._outcome: gang.Outcome | None = None
+        self._again = None
+
+    def _fresh_poller(self) -> None:
+        self._poller = Poller()  # the old one's descriptors are closed
+        self._poller.watch(self._inbox.fd, READ, lambda _: self._on_signals())
+
+    def _enough(self) -> rendezvous.Enough:
+        """How many nodes may begin, and how long the others are waited for: longer before the first attempt."""
+        patience_s = _FIRST_PATIENCE_S if self._attempts.number == 0 else _PATIENCE_S
+        return rendezvous.Enough(self._fleet.least, min(patience_s, self._job.start_timeout_s / 2))
 
     def run(self) -> int:
-        """Serve until the gang is over and its output written; returns pmrun's exit code."""
+        """Serve until the job is over and its output written; returns pmrun's exit code."""
         if self._job.output.directory is not None:
             self._display.open_files(self._job.output.directory, self._job.world_size)
         reading_before = signal.signal(signal.SIGTTIN, signal.SIG_IGN)
-        self._poller.watch(self._inbox.fd, READ, lambda _: self._on_signals())
         try:
-            self._serve(lambda: self._outcome is None)
-            assert self._outcome is not None
-            self._display.end_streams(self._job.world_size, time.monotonic())
-            self._serve(self._flushing)
-            self._fleet.close()
-            self._report(self._outcome)
+            outcome = self._attempt()
+            while self._again is not None:
+                outcome = self._restart(self._again)
+            self._report(outcome)
             self._serve(self._flushing)
         finally:
             self._fleet.close()
@@ -110,7 +125,64 @@ class Controller:
             signal.signal(signal.SIGTTIN, reading_before)
             self._display.close()
             self._events.close()
-        return self._outcome.code
+        return outcome.code
+
+    def _attempt(self) -> gang.Outcome:
+        """Serve one attempt until it is over, its output written and its agents gone."""
+        self._serve(lambda: self._outcome is None)
+        self._display.end_streams(self._job.world_size, time.monotonic())
+        self._serve(self._flushing)
+        self._fleet.close()
+        assert self._outcome is not None
+        return self._outcome
+
+    def _restart(self, again: Again) -> gang.Outcome:
+        """Another attempt, unless something ends the job before."""
+        assert self._muster is not None and self._outcome is not None
+        text = self._attempts.announcement(again)
+        self._display.say(f"pmrun: {text}\n")
+        self._note(gang.Note("restarting", {"attempt": again.attempt, "delay_s": again.delay_s, "text": text}))
+        self._fresh_poller()
+        begin_at = time.monotonic() + again.delay_s
+        self._wake_at = min(at for at in (begin_at, self._end_by()) if at is not None)
+        self._serve(lambda: self._resting(begin_at))
+        self._wake_at = None
+        if self._again is None:
+            return self._outcome
+        self._display.next_attempt()
+        try:
+            self._open(self._muster(frozenset(self._silent)))
+        except (PmrunError, OSError) as error:
+            self._began = None
+            self._nodes.clear()
+            self._silent.clear()
+            text = f"cannot start the agents: {error}"
+            self._conclude(_no_gang(gang.Cause(gang.Kind.START, text, ExitCode.START_FAILED)))
+            return self._outcome
+        return self._attempt()
+
+    def _resting(self, begin_at: float) -> bool:
+        """Whether there is still time before the next attempt."""
+        now, end_by = time.monotonic(), self._end_by()
+        if end_by is not None and now >= end_by:
+            self._cancel(self._timeout_cause())
+        return self._again is not None and now < begin_at and not self._display.stdout.closed
+
+    def _cancel(self, cause: gang.Cause) -> None:
+        """There will be no further attempt, though there could have been."""
+        if self._again is not None:
+            self._again = None
+            self._attempts.on_interrupted()
+            self._outcome = _no_gang(cause)
+
+    def _end_by(self) -> float | None:
+        """When the whole job's time is up."""
+        limit_s = self._job.timeout_s
+        return None if limit_s is None or self._since is None else self._since + limit_s
+
+    def _timeout_cause(self) -> gang.Cause:
+        text = f"--timeout of {self._job.timeout_s:g} s ran out between two attempts"
+        return gang.Cause(gang.Kind.TIMEOUT, text, ExitCode.TIMEOUT)
 
     def _serve(self, more: Callable[[], bool]) -> None:
         self._display.pump()
@@ -134,13 +206,13 @@ class Controller:
 
     def _patience_s(self, now: float) -> float | None:
         """How long nothing has to be done."""
-        times = [self._display.deadline(), self._stdin.deadline(), self._stop_at]
+        times = [self._display.deadline(), self._stdin.deadline(), self._stop_at, self._wake_at]
         if self._outcome is None:
             if self._hub.pending():
                 return 0.0
             times += [
                 self._meeting.deadline(),
-                None if self._gang is None else self._gang.deadline(),
+                self._end_by() if self._gang is None else self._gang.deadline(),
                 self._lease.deadline(),
                 None if self._store is None else self._store.deadline(),
                 None if self._hang is None else self._hang.deadline(now),
@@ -149,13 +221,15 @@ class Controller:
         return None if deadline is None else max(0.0, deadline - now)
 
     def _report(self, outcome: gang.Outcome) -> None:
+        lines = self._attempts.summary(outcome.cause is None)
+        text = "".join(f"{line}\n" if line.startswith("  ") else f"pmrun: {line}\n" for line in lines)
         if outcome.cause is not None or outcome.survivors:
             from pmrun.launcher import last_failure, report  # most jobs end well and need not pay for it
 
-            text = report.compose(outcome)
-            self._display.say(text)
+            text = report.compose(outcome) + text
             if report.is_failure(outcome):
                 last_failure.keep(outcome.told + text, self._job.command, f"exit code {outcome.code}")
+        self._display.say(text)
 
     def _flushing(self) -> bool:
         return not self._display.empty and self._impatient == 0
@@ -205,19 +279,29 @@ class Controller:
         else:
             self._do(self._gang.on_link_lost(node, why))
 
-    def _on_note(self, node: int, text: str) -> None:
-        self._meet(self._meeting.on_note(node, text))
+    def _on_note(self, seat: int, text: str) -> None:
+        self._meet(self._meeting.on_note(seat, text))
 
-    def _on_ended(self, node: int, text: str) -> None:
+    def _on_ended(self, seat: int, text: str) -> None:
         """What was started for a node has ended, before anybody told it to."""
         self._on_hub(READ)  # its last messages come first
         if self._gang is None:
-            self._meet(self._meeting.on_ended(node, text))
-        elif self._outcome is None and self._peers[node] in self._nodes:
-            self._lose(self._peers[node], text)
+            other = self._fleet.replace(seat) if self._outcome is None else ""
+            if other:
+                self._display.say(f"pmrun: {text}; {other} takes its place\n")
+                self._meet(self._meeting.on_called(seat, time.monotonic()))
+            else:
+                self._meet(self._meeting.on_ended(seat, text))
+        elif self._outcome is None and seat in self._seats:
+            peer = self._peers[self._seats.index(seat)]
+            if peer in self._nodes:
+                self._lose(peer, text)
 
     def _on_time(self, now: float) -> None:
         for peer in self._lease.look(now):
+            if peer in self._nodes and self._hub.sends_later:  # here, all of it will be ended
+                self._silent.add(self._seats[self._nodes[peer]])
+                self._silent_until = now + _FENCE_S
             self._lose(peer, f"no sign of life for {LEASE_S:g} s")
         if self._lease.beat_due(now):
             for peer in [*self._nodes] if self._gang else [guest.peer for guest in self._meeting.guests()]:
@@ -226,6 +310,9 @@ class Controller:
             self._store.on_tick(now)
         if self._hang is not None:
             self._do(self._hang.on_tick(now))
+        end_by = self._end_by()
+        if self._gang is None and end_by is not None and now >= end_by:
+            self._give_up(self._timeout_cause())
         machine = self._gang if self._gang is not None else self._meeting
         deadline = machine.deadline()
         if deadline is None or now < deadline or self._outcome is not None:
@@ -248,6 +335,9 @@ class Controller:
                 self._suspend()
             elif number == signal.SIGQUIT:
                 self._show_ranks()
+            elif self._again is not None:
+                text = f"stopped by {signal_name(number)} between two attempts"
+                self._cancel(gang.Cause(gang.Kind.SIGNAL, text, exit_code(-number)))
             elif self._outcome is not None:
                 self._impatient += 1
             elif number in SIGNALS:
@@ -288,7 +378,8 @@ class Controller:
         for action in actions:
             if isinstance(action, rendezvous.Refuse):
                 self._lease.remove(action.peer)
-                self._hub.send(action.peer, wire.Refused(action.text, ExitCode.START_FAILED))
+                again_s = _STANDBY_S if action.late and self._job.max_restarts else -1.0
+                self._hub.send(action.peer, wire.Refused(action.text, ExitCode.START_FAILED, again_s))
             elif isinstance(action, rendezvous.Say):
                 self._display.say(f"pmrun: {action.text}\n")
             elif isinstance(action, rendezvous.Fail):
@@ -296,21 +387,43 @@ class Controller:
                 text = action.text + (f"; {strangers}" if strangers else "")
                 self._give_up(gang.Cause(gang.Kind.START, text, ExitCode.START_FAILED))
             else:
-                self._begin(action.guests)
+                self._begin(action)
 
     def _give_up(self, cause: gang.Cause) -> None:
         """There will be no gang."""
         if self._outcome is None:
-            for guest in self._meeting.guests():
-                self._hub.send(guest.peer, wire.Leave(cause.code))
-            self._outcome = gang.Outcome(cause.code, cause, {}, (), (), ())
+            self._conclude(_no_gang(cause))
 
-    def _begin(self, guests: tuple[rendezvous.Guest, ...]) -> None:
+    def _conclude(self, outcome: gang.Outcome) -> None:
+        """The attempt is over: what comes after it, which the agents are told with their leave."""
+        now = time.monotonic()
+        self._outcome = outcome
+        self._stdin = StdinSource([], self._send)  # what is typed from now on is the next attempt's
+        text = ""
+        if outcome.cause is not None:
+            from pmrun.launcher.report import headline
+
+            text = headline(outcome)
+        lived_s = 0.0 if self._began is None else now - self._began
+        follows = self._attempts.on_end(outcome, text, lived_s, max(0.0, self._silent_until - now))
+        self._again = follows if isinstance(follows, Again) else None
+        leave = wire.Leave(outcome.code, -1.0 if self._again is None else self._again.delay_s)
+        for peer in [*self._nodes] if self._gang is not None else [guest.peer for guest in self._meeting.guests()]:
+            self._hub.send(peer, leave)
+
+    def _begin(self, met: rendezvous.Meet) -> None:
         """All have met: the table is made, and everybody gets it."""
-        names = [seat.name or guest.hello.host for seat, guest in zip(self._fleet.seats, guests, strict=True)]
-        nodes = lay_out(names, [guest.hello.address for guest in guests], self._fleet.counts)
-        job_id = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
-        starts = make_starts(self._job, nodes, job_id, 0, guests[0].hello.free_port)
+        self._began = time.monotonic()
+        if self._since is None:
+            self._since = self._began
+        guests, self._seats = met.guests, met.seats
+        names = [
+            self._fleet.seats[seat].name or guest.hello.host for seat, guest in zip(met.seats, guests, strict=True)
+        ]
+        counts = tuple(self._fleet.counts[seat] for seat in met.seats)
+        nodes = lay_out(names, [guest.hello.address for guest in guests], counts)
+        job = msgspec.structs.replace(self._job, world_size=sum(counts))
+        starts = make_starts(job, nodes, self._job_id, self._attempts.number, guests[0].hello.free_port)
         self._peers = [guest.peer for guest in guests]
         self._nodes = {peer: node for node, peer in enumerate(self._peers)}
         self._first_ranks = [node.first_rank for node in nodes]
@@ -321,7 +434,7 @@ class Controller:
             self._store = GangStore(starts[0].layout, self._hub, self._peers)
             self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
-        self._gang = gang.Gang(starts, limits, time.monotonic())
+        self._gang = gang.Gang(starts, limits, self._since)
         self._hang = HangDesk(self._job, starts, self._gang, self._store)
         self._do(self._gang.begin())
 
@@ -335,9 +448,9 @@ class Controller:
                 self._display.say(f"pmrun: {action.text}\n")
             elif isinstance(action, gang.Sweep):
                 self._forget(action.node)
-                self._fleet.sweep(action.node)
+                self._fleet.sweep(self._seats[action.node])
             else:
-                self._outcome = action.outcome
+                self._conclude(action.outcome)
 
     def _forget(self, node: int) -> None:
         """Nothing more is said to or heard from a node."""
@@ -361,6 +474,10 @@ class Controller:
 
     def _grant(self, rank: int, stream: int, count: int) -> None:
         self._send(bisect.bisect_right(self._first_ranks, rank) - 1, wire.Credit(rank, stream, count))
+
+
+def _no_gang(cause: gang.Cause) -> gang.Outcome:
+    return gang.Outcome(cause.code, cause, {}, (), (), ())
 
 
 def _raise_open_files(needed: int) -> None:

@@ -194,6 +194,12 @@ class Display:
             for stream in (wire.OUT, wire.ERR):
                 self._by_stream[stream].weaver.feed((rank, stream), b"", now)
 
+    def next_attempt(self) -> None:
+        """All that the ranks wrote is shown, and others begin: files go on where they are, credit begins anew."""
+        self._owed.clear()
+        for destination in self._destinations:
+            destination.weaver.next_attempt()
+
     @property
     def empty(self) -> bool:
         """Whether everything is written."""

@@ -3,7 +3,7 @@
 
 Every object has "time" (seconds since the epoch) and "event"; the rest depends on the event:
 
-    gang_starting   job_id, world_size
+    gang_starting   job_id, world_size, attempt
     rank_started    rank, node, pid: its process was made; always before its rank_exited
     gang_started    world_size: all ranks run their program
     rank_exited     rank, pid, status (exit code, or minus a signal), oom, stopped (true: pmrun had signalled it)
@@ -11,6 +11,7 @@ Every object has "time" (seconds since the epoch) and "event"; the rest depends 
     hang            ranks (to blame), text: ranks wait for longer than --hang-timeout; first_cause follows where that ends it
     straggler       rank, waiting, others_waiting: parts of the time, the others' the least of theirs
     gang_ended      exit_code
+    restarting      attempt (the next one), delay_s, text: how the last one ended
 
 Invariant: a file that cannot be written never ends the gang; what went wrong is told once.
 """

@@ -3,8 +3,8 @@
 
 Sans-I/O, as the agent's: events and the time in, actions out; the driver is launcher/controller.py. A gang begins
 when all agents have met (launcher/rendezvous.py). Every end is a `Cause` (the first one stays) and a Stop to all
-agents; the gang is over when each agent said NodeDone or was lost; only then they leave. Output and input do not
-pass through here. Invariant: exactly one Finish, and after it nothing.
+agents; the gang is over when each agent said NodeDone or was lost; only then the driver lets them leave. Output and
+input do not pass through here. Invariant: exactly one Finish, and after it nothing.
 
 Who is to blame: the first rank that ends badly, unless the window's abort record, written by whoever noticed
 first, names another one. That is the rank that left early while others waited for it, or one that is still
@@ -112,7 +112,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Of one attempt, in time."""
 
     grace_s: float
-    timeout_s: float | None
+    timeout_s: float | None  # of the whole job
     start_timeout_s: float
     start_by: float  # the moment when it runs out, which began before the gang did
 
@@ -120,11 +120,12 @@ class Limits(msgspec.Struct, frozen=True):
 class Gang:
     """State of one attempt."""
 
-    def __init__(self, starts: list[wire.Start], limits: Limits, now: float) -> None:
+    def __init__(self, starts: list[wire.Start], limits: Limits, since: float) -> None:
+        """`since` is when the time of --timeout began: with the first attempt."""
         self._starts = starts
         self._limits = limits
         self._start_by: float | None = limits.start_by
-        self._end_by = None if limits.timeout_s is None else now + limits.timeout_s
+        self._end_by = None if limits.timeout_s is None else since + limits.timeout_s
         self._started: set[int] = set()
         self._noted: set[int] = set()  # ranks of which a note says that they started
         self._over: set[int] = set()
@@ -139,7 +140,9 @@ class Gang:
 
     def begin(self) -> list[Action]:
         """All agents have met."""
-        note = Note("gang_starting", {"job_id": self._starts[0].job_id, "world_size": self._starts[0].world_size})
+        first = self._starts[0]
+        fields = {"job_id": first.job_id, "world_size": first.world_size, "attempt": first.attempt}
+        note = Note("gang_starting", fields)
         return [note, *(SendTo(to, start) for to, start in enumerate(self._starts))]
 
     def on_message(self, node: int, message: wire.Message) -> list[Action]:
@@ -320,7 +323,6 @@ class Gang:
         if self.cause is None:
             self.cause = self._untold()
         outcome = self._outcome()
-        leave = [SendTo(to, wire.Leave(outcome.code)) for to in range(len(self._starts))]
         notes: list[Action] = []
         straggler = stragglers.find({rank: exited.pace for rank, exited in self._exits.items()})
         if straggler is not None:
@@ -330,7 +332,7 @@ class Gang:
                 "others_waiting": straggler.others_share,
             }
             notes.append(Note("straggler", fields))
-        return [*actions, *leave, *notes, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
+        return [*actions, *notes, Note("gang_ended", {"exit_code": outcome.code}), Finish(outcome)]
 
     def _untold(self) -> Cause | None:
         """Success is what every rank reported; agents that are done and left one out are not believed."""

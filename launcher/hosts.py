@@ -88,6 +88,11 @@ def spread(hosts: tuple[Host, ...], ranks: int | None) -> list[int]:
     return counts
 
 
+def room(host: Host) -> int:
+    """The most ranks that a host takes."""
+    return _SLOTS_MAX if host.slots is None else host.slots
+
+
 def share(ranks: int, nodes: int) -> tuple[int, ...]:
     """Ranks of each node, as even as can be, the first ones having one more."""
     return tuple(-(-(ranks - node) // nodes) for node in range(nodes))

@@ -39,6 +39,8 @@ class Nodes(msgspec.Struct, frozen=True):
     """Where the ranks run, when it is not this machine alone."""
 
     hosts: tuple[tuple[str, int], ...] = ()  # names and numbers of ranks, in node order; none has 0
+    spares: tuple[tuple[str, int], ...] = ()  # further hosts, and the most ranks that each takes
+    least: int | None = None  # an attempt may begin with so few nodes; None: all are needed
     ssh: tuple[str, ...] = ("ssh",)  # the client and its options
     count: int = 1  # of nodes that are started by hand
     rank: int | None = None  # of this one, None: not known
@@ -64,6 +66,7 @@ class Job(msgspec.Struct, frozen=True):
     grace_s: float = 5.0
     hang_timeout_s: float = 300.0  # 0: none
     hang_ends: bool = True  # the gang, once it was told
+    max_restarts: int = 0  # of the whole gang, after it failed
     json_events: str | None = None
     transport: str = "auto"  # between nodes
     reproducible: bool = False  # the same bits on any layout

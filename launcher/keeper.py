@@ -3,13 +3,16 @@
 
 On the launcher's machine the controller adopts and ends what a killed agent left; elsewhere nobody would. So there
 the agent is a child of a keeper, which does nothing but wait for it, pass signals on, and end every descendant that
-it left. Invariant: neither agent nor keeper outlives the other by more than `_BACKSTOP_S`.
+it left. A node that was started by hand sends an agent to each attempt of its job, one after the other. Invariant:
+neither agent nor keeper outlives the other by more than `BACKSTOP_S`, and nothing of an agent is left when the next
+one begins.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -22,13 +25,15 @@ from pmrun.errors import ExitCode, LaunchError, PmrunError
 from pmrun.launcher import process_tree, rank_process
 from pmrun.launcher.agent_loop import AgentLoop, Own, Place
 from pmrun.launcher.agent_process import detach, leave_process
+from pmrun.launcher.describe import exit_code
 from pmrun.launcher.dial import LifelineCut, Meeting, dial
 from pmrun.launcher.interfaces import free_port, matching
+from pmrun.launcher.lease import BACKSTOP_S
 from pmrun.launcher.poller import READ, Poller, SignalInbox
 
 _PASSED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_BACKSTOP_S: Final = 15.0  # after the lifeline's end: longer than the agent takes for its own end
 _SWEEP_S: Final = 5.0
+_NEWS: Final = struct.Struct("<d")  # from agent to keeper: when another one is wanted
 
 
 class Summons(msgspec.Struct, frozen=True):
@@ -38,10 +43,29 @@ class Summons(msgspec.Struct, frozen=True):
     hello: wire.Hello  # without what only the running agent knows
     interface: str | None
     own: Own | None = None
+    comes_again: bool = False  # to the next attempt, also after it was killed or lost the main node
+    stands_by: bool = False  # it came too late before, and said so
 
 
-def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> int:
-    """Fork an agent that goes to a meeting on another machine; returns its exit code once nothing of it is left.
+class Kept(msgspec.Struct, frozen=True):
+    """How an agent ended."""
+
+    code: int
+    again_s: float  # after so long another one is wanted; negative: never
+
+
+def keep_coming(summons: Summons, tell: Callable[[str], None]) -> int:
+    """Send an agent to each attempt of a job, for a node that was started by hand; returns the last one's exit code."""
+    while True:
+        kept = keep_agent(summons, -1, tell)
+        if kept.again_s < 0:
+            return kept.code
+        summons = msgspec.structs.replace(summons, stands_by=kept.code == ExitCode.START_FAILED)
+        time.sleep(kept.again_s)  # nothing is there that a signal would have to reach
+
+
+def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> Kept:
+    """Fork an agent that goes to a meeting on another machine; returns once nothing of it is left.
 
     Parameters
     ----------
@@ -55,9 +79,12 @@ def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> 
     rank_process.become_subreaper()
     keeper = os.getpid()
     inbox = SignalInbox((*_PASSED, signal.SIGCHLD))
+    news_fd, agents_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _be_agent(summons, lifeline, tell, keeper)
+        _be_agent(summons, lifeline, tell, keeper, agents_fd)
+    os.close(agents_fd)
+    os.set_blocking(news_fd, False)  # somebody else might hold the other end
     poller = Poller()
     backstop: float | None = None
     signals = 0
@@ -72,7 +99,7 @@ def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> 
     def on_lifeline(events: int) -> None:
         nonlocal backstop
         poller.forget(lifeline)
-        backstop = time.monotonic() + _BACKSTOP_S
+        backstop = time.monotonic() + BACKSTOP_S
 
     poller.watch(inbox.fd, READ, on_signals)
     if lifeline >= 0:
@@ -84,9 +111,28 @@ def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> 
                 os.kill(pid, signal.SIGKILL)
                 backstop = time.monotonic() + _SWEEP_S  # it may hang in the kernel
         process_tree.sweep((), _SWEEP_S)
+        news = _read(news_fd)
     finally:
         inbox.close()
-    return status if status >= 0 else 128 - status
+        os.close(news_fd)
+    return Kept(exit_code(status), -1.0 if signals else _wanted_again(summons, news))
+
+
+def _read(news_fd: int) -> bytes:
+    try:
+        return os.read(news_fd, _NEWS.size)
+    except BlockingIOError:
+        return b""
+
+
+def _wanted_again(summons: Summons, news: bytes) -> float:
+    """What the agent said of that; one that was killed said nothing."""
+    if summons.own is None:
+        return -1.0  # whoever started this process will start another one
+    if len(news) == _NEWS.size:
+        again_s: float = _NEWS.unpack(news)[0]
+        return again_s
+    return 0.0 if summons.comes_again else -1.0
 
 
 def _ended(pid: int) -> int | None:
@@ -102,32 +148,33 @@ def _ended(pid: int) -> int | None:
             return None
 
 
-def _be_agent(summons: Summons, lifeline: int, tell: Callable[[str], None], keeper: int) -> NoReturn:
+def _be_agent(summons: Summons, lifeline: int, tell: Callable[[str], None], keeper: int, news_fd: int) -> NoReturn:
     code: int = ExitCode.INTERNAL
     try:
         signal.set_wakeup_fd(-1)
         for number in (*_PASSED, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         rank_process.die_with_parent(keeper, signal.SIGTERM)
-        text, code = _meet_and_serve(summons, lifeline, tell)
-        if text:
+        text, code, again_s = _meet_and_serve(summons, lifeline, tell)
+        os.write(news_fd, _NEWS.pack(again_s))
+        if text and not (summons.stands_by and again_s >= 0):
             print(f"pmrun: {text}", file=sys.stderr, flush=True)
     finally:
         leave_process(code)
 
 
-def _meet_and_serve(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> tuple[str, int]:
-    """Why the agent ended, and its exit code."""
+def _meet_and_serve(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> tuple[str, int, float]:
+    """Why the agent ended, its exit code, and after how long another one is wanted."""
     try:
         link, address = dial(summons.meeting, lifeline, tell)
         if summons.interface is not None:
             address = matching(summons.interface)
     except LifelineCut as error:
-        return str(error), ExitCode.AGENT_LOST
+        return str(error), ExitCode.AGENT_LOST, -1.0
     except LaunchError as error:
-        return str(error), ExitCode.START_FAILED
+        return str(error), ExitCode.START_FAILED, -1.0
     except PmrunError as error:
-        return str(error), ExitCode.USAGE
+        return str(error), ExitCode.USAGE, -1.0
     tell("")
     hello = msgspec.structs.replace(
         summons.hello, pid=os.getpid(), host=os.uname().nodename, address=address, free_port=free_port()
@@ -136,4 +183,5 @@ def _meet_and_serve(summons: Summons, lifeline: int, tell: Callable[[str], None]
     loop = AgentLoop(link, Place(hello, summons.meeting.secret, lifeline, summons.own))
     loop.run()
     link.close()
-    return loop.end
+    again_s = 0.0 if loop.end.lost and summons.comes_again else loop.end.again_s
+    return loop.end.text, loop.end.code, again_s

@@ -13,6 +13,7 @@ from typing import Final
 
 BEAT_S: Final = 1.0
 LEASE_S: Final = 10.0
+BACKSTOP_S: Final = 15.0  # longer than an agent whose lifeline or lease has ended takes for its own end
 _AWAY_S: Final = 3 * BEAT_S  # between two looks: longer than any wait, so the listener did not run
 
 

@@ -21,7 +21,7 @@ def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
     """The nodes, the backend that they mean, and the number of ranks (None: not said, and one machine)."""
     ranks = values.get(opt.RANKS)
     hosts = _hosts(values)
-    by_hand = values.get(opt.NNODES)
+    by_hand = _range_by_hand(values, hosts)
     backend = values.get(opt.BACKEND)
     if backend == "local":  # what a file or the environment says of machines does not matter then
         return Nodes(), backend, ranks
@@ -30,7 +30,7 @@ def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
     if backend == "ssh" and not hosts:
         raise UsageError("--on ssh: no host is named; give --hosts a:8,b:8 or --hostfile FILE")
     if backend == "by_hand" and by_hand is None:
-        raise UsageError("--on by_hand: say how many nodes there are: --nnodes N")
+        raise UsageError("--on by_hand: say how many nodes there are: --nnodes N, or --nodes MIN:MAX")
     if by_hand is not None:
         return _by_hand(values, by_hand, ranks)
     _refuse(values, "--nnodes", opt.NODE_RANK, opt.SECRET_FILE)
@@ -40,20 +40,45 @@ def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
     return _by_ssh(values, hosts, ranks)
 
 
+def _range_by_hand(values: opt.Values, hosts: tuple[Host, ...]) -> opt.NodeRange | None:
+    """Least and most nodes, where they are started by hand."""
+    count, wanted = values.get(opt.NNODES), values.get(opt.NODES)
+    if count is None:
+        return None if hosts else wanted
+    if wanted is not None:
+        raise UsageError("--nnodes N is --nodes N:N for nodes that are started by hand; give one of them")
+    return count, count
+
+
 def _by_ssh(values: opt.Values, hosts: tuple[Host, ...], ranks: int | None) -> tuple[Nodes, str, int]:
     import shlex
 
-    from pmrun.launcher.hosts import spread
+    from pmrun.launcher.hosts import room, spread
 
+    least, most = values.get(opt.NODES) or (0, len(hosts))
+    if most > len(hosts):
+        raise UsageError(f"--nodes {least}:{most}: {len(hosts)} hosts are named; name as many as may be used")
+    elastic = 0 < least < most
+    if elastic and (ranks is not None or any(host.slots is None for host in hosts)):
+        raise UsageError(
+            "--nodes MIN:MAX: the hosts' numbers say how many ranks there are: --hosts a:8,b:8, without -n"
+        )
     try:
-        counts = spread(hosts, ranks)
+        counts = spread(hosts[:most], ranks)
         ssh = tuple(shlex.split(values.get(opt.SSH)))
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not ssh:
         raise UsageError("--ssh: it is empty; leave it out for 'ssh'")
-    used = tuple((host.name, count) for host, count in zip(hosts, counts, strict=True) if count)
-    nodes = Nodes(hosts=used, ssh=ssh, main=values.get(opt.MAIN), interface=values.get(opt.INTERFACE))
+    used = tuple((host.name, count) for host, count in zip(hosts, counts, strict=False) if count)
+    names = {name for name, _ in used}
+    spares: tuple[tuple[str, int], ...] = ()
+    if elastic or values.get(opt.MAX_RESTARTS):
+        spares = tuple((host.name, room(host)) for host in hosts if host.name not in names)
+    nodes = Nodes(
+        hosts=used, spares=spares, least=least if elastic else None, ssh=ssh, main=values.get(opt.MAIN),
+        interface=values.get(opt.INTERFACE),
+    )  # fmt: skip
     return nodes, "ssh", sum(counts)
 
 
@@ -73,20 +98,27 @@ def _hosts(values: opt.Values) -> tuple[Host, ...]:
         raise UsageError(f"--hostfile {path}: {error}") from None
 
 
-def _by_hand(values: opt.Values, count: int, ranks: int | None) -> tuple[Nodes, str, int | None]:
+def _by_hand(values: opt.Values, wanted: opt.NodeRange, ranks: int | None) -> tuple[Nodes, str, int | None]:
+    least, count = wanted
+    name = "--nnodes" if values.get(opt.NNODES) is not None else "--nodes"
     rank = values.get(opt.NODE_RANK)
     main, secret = values.get(opt.MAIN), values.get(opt.SECRET_FILE)
     if rank is not None and rank >= count:
-        raise UsageError(f"--node-rank {rank}: the nodes of --nnodes {count} are 0 to {count - 1}")
+        raise UsageError(f"--node-rank {rank}: the nodes of {name} {count} are 0 to {count - 1}")
     if main is None:
-        raise UsageError("--nnodes: say where the main node listens: --main ADDRESS (one of node 0's addresses)")
+        raise UsageError(f"{name}: say where the main node listens: --main ADDRESS (one of node 0's addresses)")
     if secret is None:
-        raise UsageError("--nnodes: give --secret-file FILE, the same on every node; make one with: pmrun secret FILE")
+        raise UsageError(f"{name}: give --secret-file FILE, the same on every node; make one with: pmrun secret FILE")
     if ranks is None:
-        raise UsageError("--nnodes: say how many ranks there are on all nodes together: -n N")
+        raise UsageError(f"{name}: say how many ranks there are on all nodes together: -n N")
     if ranks < count:
         raise UsageError(f"-n {ranks}: that is less than one rank for each of {count} nodes")
-    nodes = Nodes(count=count, rank=rank, main=main, secret_file=secret, interface=values.get(opt.INTERFACE))
+    if least < count and ranks % count:
+        raise UsageError(f"-n {ranks}: with --nodes MIN:MAX all nodes have equally many ranks: a multiple of {count}")
+    nodes = Nodes(
+        count=count, least=least if least < count else None, rank=rank, main=main, secret_file=secret,
+        interface=values.get(opt.INTERFACE),
+    )  # fmt: skip
     return nodes, "by_hand", ranks
 
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 Ranks = frozenset[int]
 Hosts = tuple["Host", ...]
+NodeRange = tuple[int, int]
 EnvPairs = tuple[tuple[str, "str | None"], ...]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -240,6 +241,16 @@ def parse_host_list(text: str) -> Hosts:
     return parse_hosts(text)
 
 
+def parse_node_range(text: str) -> NodeRange:
+    """Least and most nodes, from "4" or "2:4"."""
+    low, colon, high = text.partition(":")
+    count = whole_number(1, _RANKS_MAX, "the number of nodes")
+    least, most = count(low), count(high if colon else low)
+    if least > most:
+        raise ValueError(f"the range {text} runs backwards; write {most}:{least}")
+    return least, most
+
+
 def parse_text(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError("the value is empty; leave the option out, or give one")
@@ -300,6 +311,10 @@ SSH = Option(
 NNODES: Option[int | None] = Option(
     "nnodes", whole_number(1, _RANKS_MAX, "the number of nodes"), None, metavar="N", group=MACHINES, kinds=_WHOLE,
     text="the job has so many nodes, and this command is given on each of them; -n is for all together",
+)  # fmt: skip
+NODES: Option[NodeRange | None] = Option(
+    "nodes", parse_node_range, None, metavar="MIN:MAX", group=MACHINES, kinds=_WHOLE,
+    text="an attempt begins with as many nodes as there are, MIN at least and MAX at most; default: with all",
 )  # fmt: skip
 NODE_RANK: Option[int | None] = Option(
     "node-rank", whole_number(0, _RANKS_MAX - 1, "a node's number"), None, metavar="R", group=MACHINES, settable=False,
@@ -367,6 +382,10 @@ ON_HANG = Option(
     "on-hang", parse_on_hang, "end", metavar="end|report", group=RUNNING, complete="end report",
     text="what follows a hang: end the job, exit code 79, or only report it; default: end",
 )  # fmt: skip
+MAX_RESTARTS = Option(
+    "max-restarts", whole_number(0, _RANKS_MAX, "the number of restarts"), 0, metavar="N", group=RUNNING, kinds=_WHOLE,
+    text="start the whole gang again, at most so often, after a rank failed or a node was lost; default: 0",
+)  # fmt: skip
 TAG = Option(
     "tag", parse_flag, True, flag=True, negatable=True, group=OUTPUT,
     text="begin each line with its rank; default: yes",
@@ -410,8 +429,8 @@ HELP = Option(
 
 OPTIONS: tuple[Option[Any], ...] = (
     RANKS, BACKEND, MAP_BY, BIND_TO,
-    HOSTS, HOSTFILE, SSH, NNODES, NODE_RANK, MAIN, SECRET_FILE, INTERFACE, TRANSPORT, REPRODUCIBLE, ENCRYPT,
-    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE, HANG_TIMEOUT, ON_HANG,
+    HOSTS, HOSTFILE, SSH, NODES, NNODES, NODE_RANK, MAIN, SECRET_FILE, INTERFACE, TRANSPORT, REPRODUCIBLE, ENCRYPT,
+    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE, HANG_TIMEOUT, ON_HANG, MAX_RESTARTS,
     TAG, TIMESTAMP, ONLY_RANKS, OUTPUT_DIR, STDIN, JSON_EVENTS,
     DRY_RUN, COMPLETION, VERSION, HELP,
 )  # fmt: skip

@@ -74,6 +74,7 @@ class Weaver:
         self._streams: dict[Key, _Stream] = {}
         self._turn: collections.deque[Key] = collections.deque()  # streams with data, next first
         self._open: Key | None = None  # whose unfinished line stands at the end of what was shown
+        self._cut = False  # such a line stands there, and whose it was is gone
         self._shown_at = 0.0  # when a block was composed last
 
     def feed(self, key: Key, data: bytes, now: float) -> None:
@@ -134,11 +135,20 @@ class Weaver:
 
     def end_line(self) -> bytes:
         """What to write before a line that is not a rank's."""
+        if self._cut:
+            self._cut = False
+            return b"\n"
         if self._open is None:
             return b""
         self._streams[self._open].broken = True
         self._open = None
         return b"\n"
+
+    def next_attempt(self) -> None:
+        """Everything fed was taken, and all streams begin anew: no line of theirs goes on."""
+        self._cut = self._cut or self._open is not None
+        self._open = None
+        self._streams.clear()
 
     def _due(self, stream: _Stream, now: float) -> int:
         """How many bytes may be shown: whole lines, or an unfinished one that is long, late or final."""

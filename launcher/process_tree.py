@@ -15,8 +15,8 @@ import time
 from collections.abc import Collection
 
 
-def parents() -> dict[int, int]:
-    """Parent process id of every process that /proc shows, without zombies."""
+def parents(zombies: bool = False) -> dict[int, int]:
+    """Parent process id of every process that /proc shows, with or without zombies."""
     result: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -27,7 +27,7 @@ def parents() -> dict[int, int]:
         except OSError:
             continue  # ended meanwhile
         state, parent = stat[stat.rindex(b")") + 2 :].split(b" ", 2)[:2]
-        if state not in (b"Z", b"X"):
+        if zombies or state not in (b"Z", b"X"):
             result[int(name)] = int(parent)
     return result
 
@@ -62,6 +62,16 @@ def children() -> frozenset[int]:
     """Direct children of this process, zombies left out."""
     here = os.getpid()
     return frozenset(pid for pid, parent in parents().items() if parent == here)
+
+
+def reap(spare: Collection[int]) -> None:
+    """Take the zombies among the direct children of this process, but those in `spare`."""
+    here = os.getpid()
+    for pid in [pid for pid, parent in parents(zombies=True).items() if parent == here and pid not in spare]:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue  # taken meanwhile
 
 
 def any_child() -> bool:

@@ -66,6 +66,27 @@ def is_failure(outcome: Outcome) -> bool:
     return outcome.cause is not None and outcome.cause.kind is not Kind.SIGNAL and not _reader_left(outcome.cause)
 
 
+def headline(outcome: Outcome) -> str:
+    """The same in one line, without a newline: "rank 3 (node b) was killed by SIGKILL"."""
+    cause = outcome.cause
+    if cause is None:
+        return "all ranks ended well"
+    if cause.kind is not Kind.RANK:
+        return _cut(cause.text)
+    exited = outcome.exits.get(cause.rank)
+    who = f"rank {cause.rank} (node {outcome.node_of(cause.rank)})"
+    if exited is None or exited.sent_signal:
+        return _cut(f"{who} failed: {cause.text}")
+    if exited.status == 0:
+        return f"{who} left with exit code 0 while {rank_list([cause.witness])} still needed it"
+    if exited.status < 0:
+        return f"{who} was {ended(exited.status, exited.oom)}"
+    shown = traceback_of(exited.err_tail.decode("utf-8", "replace"))
+    return _cut(
+        f"{who} ended with {ended(exited.status, exited.oom)}" + (f" ({shown[-1].strip(' |+')})" if shown else "")
+    )
+
+
 def _reader_left(cause: Cause) -> bool:
     """Whether pmrun's own reader went away, where other tools end silently too. A rank's code may be the same."""
     return cause.kind is Kind.OUTPUT and cause.code == ExitCode.OUTPUT_CLOSED

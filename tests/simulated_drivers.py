@@ -285,3 +285,5 @@ class Main:
             elif isinstance(action, gang.Finish):
                 self.outcome = action.outcome
                 self.ended_at = self.job.now
+                for peer in self.nodes:
+                    self.job.down(peer, wire.Leave(action.outcome.code))

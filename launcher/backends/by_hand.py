@@ -22,7 +22,7 @@ from pmrun.launcher.agents import ProcessFleet
 from pmrun.launcher.dial import Meeting
 from pmrun.launcher.events import EventLog
 from pmrun.launcher.job import Job
-from pmrun.launcher.keeper import Summons, keep_agent
+from pmrun.launcher.keeper import Summons, keep_coming
 from pmrun.launcher.meeting_place import addresses_here, own_address, split_main
 from pmrun.launcher.net_link import NetHub
 from pmrun.launcher.rendezvous import Seat
@@ -42,6 +42,8 @@ class Backend:
             "world_size": job.world_size,
             "nodes": job.nodes.count,
             "node_rank": rank if rank >= 0 else "(by natural order of the machines' names)",
+            "max_restarts": job.max_restarts,
+            "least_nodes": job.nodes.least or job.nodes.count,
             "ranks_by_node": hosts.share(job.world_size, job.nodes.count),
             "main": interfaces.endpoint(host, port),
             "listens": own_address(host, job.nodes.interface, "--main", "--interface") if rank == 0 else None,
@@ -63,7 +65,7 @@ class Backend:
             None if job.cwd is None else os.fsencode(job.cwd),
             tuple((os.fsencode(name), os.fsencode(value)) for name, value in job.env),
         )
-        return keep_agent(Summons(meeting, hello, job.nodes.interface, own), -1, _tell)
+        return keep_coming(Summons(meeting, hello, job.nodes.interface, own, job.max_restarts > 0), _tell)
 
 
 def _agreed(job: Job) -> tuple[bytes, str, int, int]:
@@ -80,20 +82,28 @@ def _agreed(job: Job) -> tuple[bytes, str, int, int]:
 def _be_main(job: Job, secret: bytes, ip: str, port: int) -> int:
     events = EventLog(job.json_events)
     rank_process.become_subreaper()
-    try:
-        hub = NetHub(secret, job.nodes.count, [(ip, port)])
-    except OSError as error:
-        raise LaunchError(
-            f"cannot listen on {interfaces.endpoint(ip, port)}: {error.strerror}; does another job with this secret "
-            "run here? give it a secret of its own, or --main ADDRESS:PORT"
-        ) from None
-    seats = tuple(Seat("") for _ in range(job.nodes.count))
-    fleet = ProcessFleet(hub, seats, hosts.share(job.world_size, job.nodes.count), RELEASE)
-    told = bootstrap.Bootstrap(
-        wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
-    )
-    fleet.start(0, told, _explain)
-    return fleet.run(job, events)
+    seats = tuple(Seat("") for _ in range(job.nodes.count))  # they remember who sat there
+
+    def muster(silent: frozenset[int]) -> ProcessFleet:
+        """Listen again at the same place, and start this node's agent; the others come by themselves."""
+        try:
+            hub = NetHub(secret, job.nodes.count, [(ip, port)])
+        except OSError as error:
+            raise LaunchError(
+                f"cannot listen on {interfaces.endpoint(ip, port)}: {error.strerror}; does another job with this "
+                "secret run here? give it a secret of its own, or --main ADDRESS:PORT"
+            ) from None
+        for seat in seats:
+            seat.note = ""
+        counts = hosts.share(job.world_size, job.nodes.count)
+        fleet = ProcessFleet(hub, seats, counts, RELEASE, job.nodes.least)
+        told = bootstrap.Bootstrap(
+            wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
+        )
+        fleet.start(0, told, _explain)
+        return fleet
+
+    return muster(frozenset()).run(job, events, muster)
 
 
 def _explain(status: int, last: list[str]) -> str:

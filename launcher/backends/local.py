@@ -8,6 +8,7 @@ job is left; children that this process had before are never touched.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class LocalFleet:
         ours, theirs = socket_pair()
         self.seats: tuple[Seat, ...] = (Seat(node_name()),)
         self.counts: tuple[int, ...] = (world_size,)
+        self.least = 1
         self._spare = process_tree.children() if process_tree.any_child() else frozenset()
         self._closed = False
         secret = keys.new_secret()
@@ -57,6 +59,10 @@ class LocalFleet:
 
     def watch(self, poller: Poller, note: Callable[[int, str], None], ended: Callable[[int, str], None]) -> None:
         """The link's end says all that there is to know."""
+
+    def replace(self, node: int) -> str:
+        """There is no other machine."""
+        return ""
 
     def sweep(self, node: int) -> None:
         """End the agent, if it only closed the link, and all that came to this process from it."""
@@ -73,7 +79,9 @@ class LocalFleet:
         try:
             os.waitpid(self._pid, os.WNOHANG)
         except ChildProcessError:
-            return  # swept
+            return  # swept, and nothing else is left
+        if process_tree.any_child():
+            process_tree.reap(self._spare)
 
 
 class Backend:
@@ -109,7 +117,13 @@ class Backend:
                     "env": dict(sorted({**added, **later}.items())),
                 }
             )
-        return {"backend": "local", "world_size": job.world_size, "nodes": [node.name], "ranks": ranks}
+        return {
+            "backend": "local",
+            "world_size": job.world_size,
+            "nodes": [node.name],
+            "ranks": ranks,
+            "max_restarts": job.max_restarts,
+        }
 
     def run(self, job: Job) -> int:
         """Run the job here."""
@@ -122,10 +136,19 @@ class Backend:
         rank_process.become_subreaper()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody to hear them
         try:
-            controller = Controller(job, LocalFleet(job.world_size), events)
+            controller = Controller(job, LocalFleet(job.world_size), events, functools.partial(_muster, job))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return controller.run()
+
+
+def _muster(job: Job, silent: frozenset[int]) -> LocalFleet:
+    """The agent of a further attempt; signals wait until it hears none that are for this process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return LocalFleet(job.world_size)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def node_name() -> str:

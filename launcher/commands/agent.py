@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     hello = wire.Hello(wire.VERSION, told.node_rank, 0, release=RELEASE)
     lifeline = os.dup(0)
     _tell("its agent runs")
-    return keep_agent(Summons(meeting, hello, told.interface), lifeline, _tell)
+    return keep_agent(Summons(meeting, hello, told.interface), lifeline, _tell).code
 
 
 def _tell(text: str) -> None:

@@ -105,16 +105,21 @@ class Stdin(_Message, frozen=True, tag="stdin"):
 
 
 class Leave(_Message, frozen=True, tag="leave"):
-    """The gang is over: the agent ends. `code` is the exit code of the whole."""
+    """The gang is over: the agent ends. `code` is the exit code of the whole.
+
+    A node that was started by hand comes again after `again_s`, where that is not negative: there is another attempt.
+    """
 
     code: int = 0
+    again_s: float = -1.0
 
 
 class Refused(_Message, frozen=True, tag="refused"):
-    """This agent cannot take part; it says so and ends."""
+    """This agent cannot take part; it says so and ends. `again_s` as in `Leave`: it may be needed later."""
 
     text: str  # one line: what, why, remedy
     code: int
+    again_s: float = -1.0
 
 
 class Gathered(_Message, frozen=True, tag="gathered"):

@@ -41,6 +41,7 @@ class Fleet:
     release = "1"
     seats = tuple(Seat(f"n{n}") for n in range(count))
     counts = (1,) * count
+    least = count
 
     def __init__(self):
         self.hub = NetHub(secret, count, [("127.0.0.1", 0)])
@@ -49,6 +50,9 @@ class Fleet:
 
     def watch(self, poller, note, ended):
         pass
+
+    def replace(self, node):
+        return ""
 
     def sweep(self, node):
         raise AssertionError(f"node {node} was lost")

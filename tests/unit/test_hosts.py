@@ -5,6 +5,7 @@ import pytest
 
 from pmrun.errors import UsageError
 from pmrun.launcher import cli
+from pmrun.launcher.backends.ssh import Roster
 from pmrun.launcher.command_line import split
 from pmrun.launcher.hosts import Host, parse_host_file, parse_hosts, share, spread
 
@@ -112,9 +113,46 @@ def test_nodes_by_hand(tmp_path):
     assert job(*words).nodes.rank is None
 
 
+def test_hosts_without_ranks_are_spares_where_there_are_restarts():
+    words = ["--hosts", "a:2,b:2,c:3", "-n", "4"]
+    assert job(*words).nodes.spares == ()
+    found = job(*words, "--max-restarts", "1")
+    assert found.max_restarts == 1 and found.nodes.spares == (("c", 3),) and found.nodes.least is None
+    found = job("--hosts", "a:2,b:2,c:3", "--nodes", "2", "--max-restarts", "1")
+    assert found.world_size == 4 and found.nodes.spares == (("c", 3),), "the first two hosts, all of each"
+    (spare,) = job("--hosts", "a:2,b", "-n", "2", "--max-restarts", "1").nodes.spares
+    assert spare[0] == "b" and spare[1] > 1000, "without a number it takes what comes"
+
+
+def test_a_range_of_nodes():
+    found = job("--hosts", "a:2,b:2,c:3", "--nodes", "1:2").nodes
+    assert (found.hosts, found.spares, found.least) == ((("a", 2), ("b", 2)), (("c", 3),), 1)
+    by_hand = ["-n", "8", "--main", "10.0.0.1", "--secret-file", "key"]
+    found = job(*by_hand, "--nodes", "2:4")
+    assert (found.backend, found.nodes.count, found.nodes.least) == ("by_hand", 4, 2)
+    assert job(*by_hand, "--nodes", "4").nodes == job(*by_hand, "--nnodes", "4").nodes
+
+
+def test_places_and_spares_from_attempt_to_attempt():
+    roster = Roster(job("--hosts", "127.0.0.1:2,127.0.0.2:1,127.0.0.3:1", "-n", "3", "--max-restarts", "9"))
+    assert not roster.substitute(0, frozenset()), "the spare has not enough room"
+    assert roster.substitute(1, frozenset())
+    assert roster.places == [("127.0.0.1", 2), ("127.0.0.3", 1)] and roster.spares == [("127.0.0.2", 1)]
+    assert not roster.substitute(1, frozenset({"127.0.0.2"})), "it failed in this attempt already"
+    assert roster.substitute(1, frozenset()) and roster.places[1] == ("127.0.0.2", 1)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--hosts", "a:2,b:2", "--nodes", "1:3"], "2 hosts are named"),
+        (["--hosts", "a:2,b:2", "--nodes", "1:2", "-n", "4"], "without -n"),
+        (["--hosts", "a:2,b", "--nodes", "1:2"], "the hosts' numbers say how many ranks"),
+        (["--hosts", "a:2,b:2", "--nodes", "2:1"], "runs backwards; write 1:2"),
+        (["--hosts", "a:2,b:2", "--nodes", "0:1"], "the number of nodes is a whole number from 1"),
+        (["--nodes", "1:2", "--nnodes", "2"], "give one of them"),
+        (["--nodes", "1:2", "-n", "3", "--main", "a", "--secret-file", "x"], "a multiple of 2"),
+        (["--max-restarts", "-1"], "the number of restarts is a whole number from 0"),
         (["--hosts", "a:2", "--nnodes", "2"], "give one of them"),
         (["--hosts", "a:2", "-n", "3"], "the hosts hold 2 ranks"),
         (["--hosts", "a:2", "--ssh", "ssh '"], "No closing quotation"),

@@ -80,6 +80,19 @@ def test_newline_that_comes_late_is_not_shown_twice():
     assert w.empty()
 
 
+def test_an_unfinished_line_does_not_go_on_in_the_next_attempt():
+    w = weaver()
+    w.feed((0, 1), b"step 1", 0.0)
+    assert take_all(w, PROMPT_S) == b"[0] step 1"
+    w.feed((0, 1), b"", 0.2)
+    w.next_attempt()
+    w.feed((0, 1), b"begin\n", 0.3)
+    assert take_all(w, 0.3) == b"\n[0] begin\n"
+    w.next_attempt()
+    w.feed((0, 1), b"again\n", 0.4)
+    assert take_all(w, 0.4) == b"[0] again\n"
+
+
 def test_among_talk_an_unfinished_line_waits_longer():
     w = weaver()
     w.feed((0, 1), b"half a li", 0.0)

@@ -76,7 +76,9 @@ def test_too_late():
     machine = meeting(1)
     machine.on_hello(1, hello(0), 0.0)
     (refused,) = machine.on_hello(2, hello(0, "late"), 1.0)
-    assert "came after the gang of 1 nodes had started" in refused.text
+    assert "came after the gang had started with 1 node" in refused.text and refused.late
+    (refused,) = machine.on_hello(3, hello(0, "late", release="2.0"), 1.0)
+    assert not refused.late, "another version is of no use later either"
 
 
 def test_more_than_there_are_places():
@@ -130,6 +132,63 @@ def test_an_agent_that_ended_fails_the_start_at_once():
     machine = meeting(2)
     assert machine.on_ended(1, "cannot reach b: ssh said no") == [Fail("cannot reach b: ssh said no")]
     assert machine.on_ended(0, "another") == []
+
+
+# ---- fewer than all ---------------------------------------------------------------------------------------
+
+
+def elastic(count, least, patience_s=5.0, hosts=()):
+    seats = tuple(Seat(f"h{n}", "", hosts[n] if hosts else "") for n in range(count))
+    return Rendezvous(seats, 8, "1.0", 60.0, 0.0, rendezvous.Enough(least, patience_s))
+
+
+def test_after_some_patience_fewer_are_enough():
+    machine = elastic(3, 2)
+    machine.on_hello(1, hello(2), 0.0)
+    assert machine.on_tick(5.0) and machine.deadline() > 5.0, "one is too few, and a line says who is missing"
+    told, met = machine.on_hello(2, hello(0), 20.0)
+    assert told == Say("going on without node 1 of 3: h1")
+    assert [guest.peer for guest in met.guests] == [2, 1] and met.seats == (0, 2)
+    machine = elastic(3, 2)
+    machine.on_hello(1, hello(2), 0.0)
+    machine.on_hello(2, hello(0), 0.0)
+    assert machine.deadline() == 5.0 and machine.on_tick(4.9) == []
+    assert machine.on_tick(5.0)[-1].seats == (0, 2)
+
+
+def test_all_are_not_waited_for_longer_than_they_need():
+    machine = elastic(2, 1)
+    machine.on_hello(1, hello(0), 0.0)
+    (met,) = machine.on_hello(2, hello(1), 0.1)
+    assert met.seats == (0, 1)
+
+
+def test_those_who_cannot_come_are_given_up_while_enough_are_left():
+    machine = elastic(3, 2)
+    assert machine.on_ended(1, "cannot reach h1") == [Say("cannot reach h1; going on without it")]
+    machine.on_hello(1, hello(0), 0.0)
+    (refused, _) = machine.on_hello(9, hello(1), 0.0)
+    assert "came after node 1 had been given up" in refused.text
+    (met,) = machine.on_hello(2, hello(2), 0.0)
+    assert met.seats == (0, 2), "nobody else can come"
+    machine = elastic(3, 2)
+    machine.on_ended(1, "cannot reach h1")
+    assert machine.on_ended(0, "cannot reach h0")[0] == Fail("cannot reach h0")
+
+
+def test_another_machine_that_was_called_gets_time_of_its_own():
+    machine = elastic(2, 1)
+    machine.on_hello(1, hello(0), 0.0)
+    machine.on_called(1, 4.0)
+    assert machine.deadline() == rendezvous.TELL_AFTER_S and machine.on_tick(8.0) == [Say(machine.missing())]
+    assert machine.on_tick(9.0)[-1].seats == (0,)
+
+
+def test_those_without_a_number_get_the_seats_that_they_had():
+    machine = elastic(3, 3, hosts=("m", "z", "b"))
+    for peer, host in enumerate(["b", "a", "m"]):
+        actions = machine.on_hello(peer, hello(-1, host), 0.0)
+    assert [guest.hello.host for guest in actions[-1].guests] == ["m", "a", "b"], "a is in z's place"
 
 
 @pytest.mark.parametrize(
