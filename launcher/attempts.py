@@ -122,7 +122,7 @@ class Attempts:
             return "the ranks' calls differ, as they would again"
         if outcome.cause.kind is Kind.START and self.number == 0:
             return "the gang never stood; --max-restarts is for one that did"
-        if outcome.cause.kind is not Kind.START and outcome.code == ExitCode.RESUMABLE:
+        if outcome.cause.kind in (Kind.RANK, Kind.RESUMABLE) and outcome.code == ExitCode.RESUMABLE:
             return f"exit code {ExitCode.RESUMABLE} says that it saved its work and wants to be resumed later"
         return ""
 

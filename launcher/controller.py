@@ -435,7 +435,7 @@ class Controller:
             self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
         self._gang = gang.Gang(starts, limits, self._since)
-        self._hang = HangDesk(self._job, starts, self._gang, self._store)
+        self._hang = HangDesk(job, starts, self._gang, self._store)
         self._do(self._gang.begin())
 
     def _do(self, actions: list[gang.Action]) -> None:

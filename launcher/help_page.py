@@ -47,7 +47,7 @@ _EXAMPLES = """\
   2     the command line or configuration is wrong; nothing was started
   70    a defect of pmrun
   74    the standard output cannot be written (141: nobody reads it any more)
-  75    the gang could not be started whole within --start-timeout; or its ranks saved their work, to be resumed later
+  75    the gang could not be started whole in time; or it saved its work, to be resumed
   76    pmrun's agent on a node died, or the node was lost; the ranks were stopped
   79    ranks waited in a call for longer than --hang-timeout
   124   --timeout ran out

@@ -300,7 +300,7 @@ def test_who_polls_without_yielding_takes_part_where_there_is_a_core_for_each(tm
     [
         (Nodes((("a", 1), ("me@b", 1))), ["mpich"], "do not take 'me@b': give it a name, and its user"),
         (Nodes((("a", 1), ("b", 2))), ["gloo", "impi"], "the same number of ranks on each host"),
-        (Nodes((("a", 1), ("b", 1)), ("ssh", "-p", "2222")), ["mpich"], "take an --ssh without options"),
+        (Nodes((("a", 1), ("b", 1)), ssh=("ssh", "-p", "2222")), ["mpich"], "take an --ssh without options"),
     ],
 )
 def test_what_a_peers_launcher_cannot_do_is_refused(place: Nodes, names: list[str], text: str) -> None:
