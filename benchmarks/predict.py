@@ -137,8 +137,7 @@ def measure(options: argparse.Namespace) -> None:
         for mbit in options.mbit:
             nodes.shape(cluster, mbit)
             for layout in options.layouts:
-                command = nodes.pmrun_command(layout, "--transport", "tcp")
-                contender = peers.Contender("pmrun", "tcp", command, (), ("pmrun", peers.MEMORIES[0]))
+                contender = next(one for one in nodes.contenders(layout) if (one.name, one.variant) == ("pmrun", "tcp"))
                 lines = peers.measured(
                     contender, plan, BUDGET_S + GRACE_S,
                     lambda who, words, timeout_s: nodes.run(cluster, who, words, timeout_s),

@@ -2,7 +2,7 @@
 """Which transport carries data between nodes: the one that was asked for, or, for "auto", the faster one.
 
 The first ranks of nodes 0 and 1 open a small network of their own on each transport that there is, time short and long
-messages (about 10 ms for each transport), and rank 0 tells all ranks what to take. The others open nothing before they know.
+messages (some 10 ms for each transport, with its connections), and rank 0 tells all ranks what to take. The others open nothing before they know.
 Invariant: all ranks of a gang take the same, since one of them decides; where nothing could be timed it is tcp.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CANDIDATES: Final = ("tcp", "zmq")  # the first one is taken unless another is clearly faster
 CLEARLY: Final = 1.25  # in the midst of a start figures are rough
 ENCRYPTING: Final = "zmq"
-BUDGET_S: Final = 0.008  # for each candidate, beside its connections
+BUDGET_S: Final = 0.004  # for each candidate, beside its connections
 TIMEOUT_S: Final = 0.5  # a path that takes longer is not compared; whether it works at all is tried later on
 CLOSE_S: Final = 0.2
 FAILURES: Final = (PmrunError, OSError, TypeError)  # of a transport that cannot be had here
