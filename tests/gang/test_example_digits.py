@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,8 +18,10 @@ PMRUN = Path(sys.executable).with_name("pmrun")
 WORLD_SIZES = (1, 2, 4, 8)
 
 
-def train(world_size: int, *options: str) -> str:
+def train(world_size: int, *options: str, cpus: set[int] | None = None) -> str:
     command = [str(PMRUN), "-n", str(world_size), "--no-tag", str(SCRIPT), *options]
+    if cpus is not None:
+        command = ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus))), *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -45,9 +48,11 @@ def test_learns_and_has_the_same_bits_in_either_memory_and_every_run(world_size:
     assert all("ms" in output and "time per epoch" in output for output in outputs)
 
 
-def test_another_seed_gives_other_weights() -> None:
+def test_another_seed_gives_other_weights_and_fewer_cpus_the_same() -> None:
+    """With fewer CPUs than ranks other algorithms run, and OMP_NUM_THREADS differs."""
     first, second = (weights_hash(train(2, "--epochs", "1", "--seed", seed)) for seed in ("1", "2"))
-    assert first != second
+    crowded = weights_hash(train(2, "--epochs", "1", "--seed", "1", cpus={min(os.sched_getaffinity(0))}))
+    assert (first != second, first == crowded) == (True, True)
 
 
 def test_a_batch_that_does_not_divide_evenly_is_the_same_on_all_ranks_and_in_every_run() -> None:

@@ -94,15 +94,20 @@ def test_closed_descriptors(launch):
 
 
 def test_interactive_terminal(launch):
+    body = """
+import contextlib, os
+with contextlib.suppress(EOFError):  # a rank without input that failed would end the other one, too
+    print('hello', input('name? '), flush=True)
+    os._exit(int(os.environ['PMRUN_RANK']))
+"""
     ours, theirs = pty.openpty()
-    job = launch([PYTHON, "-c", "print('hello', input('name? '))"], 2, source=theirs, output={"only_ranks": [0]})
+    job = launch([PYTHON, "-c", body], 2, source=theirs, output={"only_ranks": [0]})
     os.close(theirs)
     job.read_until(1, b"name? ")
     os.write(ours, b"ann\n")
     rc, out, err = job.finish()
     os.close(ours)
-    assert (rc, out) == (1, b"[0] name? hello ann\n"), err
-    assert b"EOFError" in err, "rank 1 has no input"
+    assert (rc, out) == (0, b"[0] name? hello ann\n"), err
 
 
 def test_background_job_with_a_terminal_goes_on(tmp_path, launched):
