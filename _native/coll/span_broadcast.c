@@ -2,10 +2,11 @@
  *
  * span_broadcast.c: one rank's message to all: from node to node, and on each node from the rank that got it.
  *
- * "tree": a binomial tree over the nodes, counted from the root's: log2(N) latencies. "chain": each node hands on to the
- * next one, fragment by fragment: every node sends M bytes, so that long messages run at the network's rate, N - 2
- * fragments later than the first. Data go straight to the receive buffer, and to the node's other ranks a group of
- * fragments at a time. The root waits for nobody.
+ * "tree": a binomial tree over the nodes, counted from the root's: log2(N) latencies, and the root sends log2(N) M bytes.
+ * "chain": each node hands on to the next one, fragment by fragment: every node sends M bytes, so that long messages run
+ * at the network's rate, and the last node has them N - 2 fragments later than the second. The more nodes, the longer the
+ * tree is the shorter way. Data go straight to the receive buffer, and to the node's other ranks a group of fragments at a
+ * time. The root waits for nobody.
  */
 #include "coll/span_build.h"
 
@@ -101,13 +102,18 @@ static void build_chain(const pmr_plan *plan, pmr_schedule *schedule)
     build(plan, schedule, true);
 }
 
-#define TREE_BYTES_MAX ((size_t)256 << 10)
+#define HOP_BYTES      ((size_t)256 << 10) /* what a hop of the chain holds back: a fragment and its latency */
+#define TREE_BYTES_MIN HOP_BYTES /* up to here the tree, on any number of nodes */
 
+/* Where log2(N) M, the tree's time, becomes more than the chain's, M and N - 2 hops. */
 static size_t limit_tree(const pmr_comm *comm, pmr_kind kind)
 {
-    (void)comm;
     (void)kind;
-    return TREE_BYTES_MAX;
+    uint32_t nodes = pmr_comm_shape(comm)->nodes;
+    if (nodes < 8)
+        return TREE_BYTES_MIN;
+    uint32_t levels = 32 - (uint32_t)__builtin_clz(nodes - 1);
+    return HOP_BYTES * (nodes - 2) / (levels - 1);
 }
 
 static size_t limit_chain(const pmr_comm *comm, pmr_kind kind)
