@@ -2,11 +2,12 @@
 """What the options say about the machines of a job, checked together.
 
 Invariant: `Nodes` that come out of here name each host once, with at least one rank, or are for nodes by hand with
-all that these need; options that nobody would read are refused, not passed over.
+all that these need; options that are typed and nobody would read are refused, not passed over.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from pmrun.errors import UsageError
@@ -123,6 +124,7 @@ def _by_hand(values: opt.Values, wanted: opt.NodeRange, ranks: int | None) -> tu
 
 
 def _refuse(values: opt.Values, needed: str, *options: opt.Option[Any]) -> None:
+    """As a variable they may also be for ranks of another launcher in the same script, and are passed over."""
     for option in options:
-        if values.get(option) is not None:
+        if values.get(option) is not None and not os.environ.get(option.variable):
             raise UsageError(f"{option.spelling} has no meaning without {needed}")

@@ -113,6 +113,13 @@ def test_nodes_by_hand(tmp_path):
     assert job(*words).nodes.rank is None
 
 
+def test_what_is_exported_for_ranks_of_another_launcher_is_no_mistake(monkeypatch):
+    for name in ("SECRET_FILE", "MAIN", "INTERFACE"):
+        monkeypatch.setenv(f"PMRUN_{name}", "x")
+    assert job("-n", "2").backend == "local"
+    assert job("--hosts", "a:2").backend == "ssh"
+
+
 def test_hosts_without_ranks_are_spares_where_there_are_restarts():
     words = ["--hosts", "a:2,b:2,c:3", "-n", "4"]
     assert job(*words).nodes.spares == ()
