@@ -30,6 +30,7 @@ from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.placement import cores, map_by_core
 from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
 from pmrun.launcher.rank_streams import InputStream, OutputStream
+from pmrun.launcher.reaper import Reaper
 from pmrun.window import HEED_AGREED, Window, heap_bytes
 
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
@@ -80,6 +81,7 @@ class AgentLoop:
         self._start: wire.Start | None = None
         self._window: Window | None = None
         self._status_fd = -1
+        self._reaper = Reaper()
         self._processes: dict[int, rank_process.RankProcess] = {}  # by pid, until reaped
         self._pids: list[int] = []
         self._sent: dict[int, int] = {}  # by rank: last signal sent
@@ -212,12 +214,10 @@ class AgentLoop:
     def _reap(self) -> None:
         self._check_started()
         while True:
-            try:
-                pid, wait_status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
+            pid, wait_status = self._reaper.next()
+            if pid < 0:
                 self._do(self._machine.on_no_process(time.monotonic()))
-                return
-            if pid == 0:
+            if pid <= 0:
                 return
             process = self._processes.pop(pid, None)
             if process is not None:  # else: an adopted orphan
@@ -362,9 +362,8 @@ class AgentLoop:
     def _fork_ranks(
         self, start: wire.Start, program: rank_process.Program, status_fd: int
     ) -> rank_process.StartProblem | None:
-        bound: tuple[tuple[int, ...], ...] = ((),) * start.local_world_size
-        if start.bind_to_core:
-            bound = map_by_core(start.local_world_size, cores(os.sched_getaffinity(0)))
+        own_cores = cores(os.sched_getaffinity(0)) if start.bind_to_core else []
+        bound = map_by_core(start.local_world_size, own_cores) if own_cores else ((),) * start.local_world_size
         for local_rank in range(start.local_world_size):
             rank = start.first_rank + local_rank
             try:
@@ -376,6 +375,7 @@ class AgentLoop:
             except OSError as error:
                 return rank_process.StartProblem(rank, rank_process.Step.FORK, error.errno or 0)
             self._processes[process.pid] = process
+            self._reaper.watch(process.pid)
             self._pids.append(process.pid)
             for number, fd in ((wire.OUT, process.stdout), (wire.ERR, process.stderr)):
                 self._outputs_changed = True

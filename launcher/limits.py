@@ -15,7 +15,7 @@ from typing import Final
 from pmrun.launcher.cgroup import ControlGroups
 from pmrun.window import RANKS_MAX
 
-FILES_PER_RANK: Final = 4  # the agent's ends of stdin, stdout, stderr and the store
+FILES_PER_RANK: Final = 5  # the agent's ends of stdin, stdout, stderr and the store, and the process itself
 FILES_OTHER: Final = 32
 # What a rank needs for itself alone, with its page tables: less would refuse gangs that run.
 BYTES_PER_RANK: Final = 2 << 20  # of a tiny program
