@@ -197,20 +197,17 @@ static void record(pmr_task *task, uint64_t bytes)
 {
     pmr_comm *comm = task->comm;
     const pmr_call *call = task->call;
-    pmr_record *record = pmr_recorder_next(comm->recorder);
-    record->bytes = bytes;
-    record->entered_ticks = pmr_ticks();
-    record->done_ticks = 0;
-    record->seq = task->seq;
-    record->comm = comm->id;
-    record->site = call->site;
-    record->peer = in(ROOTED, call->kind) ? call->root : -1;
-    record->kind = (uint8_t)call->kind;
-    record->dtype = (uint8_t)call->dtype;
-    record->op = in(REDUCING, call->kind) ? (uint8_t)call->op : 0xff;
-    record->form = (uint8_t)call->form;
-    record->mode = PMR_RECORD_CALL;
-    pmr_recorder_publish(record);
+    pmr_record *record =
+        pmr_recorder_add(comm->recorder, (pmr_record){.bytes = bytes,
+                                                      .seq = task->seq,
+                                                      .comm = comm->id,
+                                                      .site = call->site,
+                                                      .peer = in(ROOTED, call->kind) ? call->root : -1,
+                                                      .kind = (uint8_t)call->kind,
+                                                      .dtype = (uint8_t)call->dtype,
+                                                      .op = in(REDUCING, call->kind) ? (uint8_t)call->op : 0xff,
+                                                      .form = (uint8_t)call->form,
+                                                      .mode = PMR_RECORD_CALL});
     task->record = record;
     task->record_number = record->number;
 }

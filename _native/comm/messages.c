@@ -68,21 +68,15 @@ static pmr_status fill_in(pmr_comm *comm, void *data, size_t bytes, int32_t sour
 
 static pmr_record *record(pmr_comm *comm, pmr_kind kind, int32_t peer, size_t bytes, uint32_t site)
 {
-    pmr_record *record = pmr_recorder_next(comm->recorder);
-    record->bytes = bytes;
-    record->entered_ticks = pmr_ticks();
-    record->done_ticks = 0;
-    record->seq = 0;
-    record->comm = comm->id;
-    record->site = site;
-    record->peer = peer;
-    record->kind = (uint8_t)kind;
-    record->dtype = PMR_UINT8;
-    record->op = 0xff;
-    record->form = PMR_FORM_PLAIN;
-    record->mode = PMR_RECORD_CALL;
-    pmr_recorder_publish(record);
-    return record;
+    return pmr_recorder_add(comm->recorder, (pmr_record){.bytes = bytes,
+                                                         .comm = comm->id,
+                                                         .site = site,
+                                                         .peer = peer,
+                                                         .kind = (uint8_t)kind,
+                                                         .dtype = PMR_UINT8,
+                                                         .op = 0xff,
+                                                         .form = PMR_FORM_PLAIN,
+                                                         .mode = PMR_RECORD_CALL});
 }
 
 static pmr_p2p_wait wait_of(pmr_comm *comm, int64_t timeout_ns)

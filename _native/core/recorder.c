@@ -84,9 +84,12 @@ static bool find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq, pmr_
     uint64_t oldest = newest > PMR_RECORDER_ENTRIES ? newest - PMR_RECORDER_ENTRIES + 1 : 1;
     for (uint64_t number = newest; number >= oldest && number > 0; number--) {
         const pmr_record *record = &recorder->record[number % PMR_RECORDER_ENTRIES];
-        *out = *record;
+        uint64_t words[PMR_RECORD_WORDS];
+        for (size_t i = 0; i < PMR_RECORD_WORDS; i++)
+            words[i] = __atomic_load_n((const pmr_record_word *)record + i, __ATOMIC_RELAXED);
         atomic_thread_fence(memory_order_acquire);
-        if (out->number == number && record->number == number && out->comm == comm && out->kind < PMR_SEND &&
+        memcpy(out, words, sizeof *out);
+        if (out->number == number && __atomic_load_n(&record->number, __ATOMIC_RELAXED) == number && out->comm == comm && out->kind < PMR_SEND &&
             out->mode != PMR_RECORD_WAIT && (seq == 0 || out->seq == seq))
             return true;
     }

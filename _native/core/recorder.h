@@ -3,7 +3,7 @@
  * recorder.h: the flight recorder: which call each rank is in, readable by others at any time.
  *
  * A ring of fixed records in the window, written by its rank alone: an atomic addition takes a number, the
- * rest are plain stores. A reader checks that `number` fits the slot and is the same before and after.
+ * rest are stores of a word each. A reader checks that `number` fits the slot and is the same before and after.
  * Invariant: a record is one cache line, so entering a call costs a handful of stores to a line that no one
  * else writes.
  */
@@ -11,6 +11,7 @@
 #define PMR_CORE_RECORDER_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 
 #include "core/clock.h"
 #include "core/window_layout.h"
@@ -32,32 +33,51 @@ bool pmr_recorder_find(const pmr_recorder *recorder, uint32_t comm, uint32_t seq
 /* The newest record of a collective on that communicator. False: none is kept. */
 bool pmr_recorder_newest(const pmr_recorder *recorder, uint32_t comm, pmr_record *out);
 
-/* The caller fills the rest of the record, then `pmr_recorder_publish`es it. Threads of a process, each with
- * a communicator of its own, may do so at once. */
-static inline pmr_record *pmr_recorder_next(pmr_recorder *recorder)
+/* A record as machine words. Writer and readers of a record take it word by word, each one atomically: a reader may come
+ * while it is written, and then sees so by the number, word 0, which is written first and last. */
+#define PMR_RECORD_WORDS (sizeof(pmr_record) / sizeof(uint64_t))
+typedef uint64_t __attribute__((may_alias)) pmr_record_word;
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the words below");
+_Static_assert(offsetof(pmr_record, seq) == 32 && offsetof(pmr_record, comm) == 36, "the words below");
+_Static_assert(offsetof(pmr_record, site) == 40 && offsetof(pmr_record, peer) == 44, "the words below");
+_Static_assert(offsetof(pmr_record, kind) == 48 && offsetof(pmr_record, mode) == 52, "the words below");
+
+/* Enters what `filled` says now; its number and times are not read. Threads of a process, each with a communicator of its
+ * own, may do so at once. */
+static inline pmr_record *pmr_recorder_add(pmr_recorder *recorder, pmr_record filled)
 {
     uint64_t number = __atomic_add_fetch(&recorder->count, 1, __ATOMIC_RELAXED);
     pmr_record *record = &recorder->record[number % PMR_RECORDER_ENTRIES];
-    __atomic_store_n(&record->number, ~number, __ATOMIC_RELAXED); /* nobody's, until it is published */
+    __atomic_store_n(&record->number, ~number, __ATOMIC_RELAXED); /* nobody's, until it is whole */
     atomic_thread_fence(memory_order_release);
+    const uint64_t words[PMR_RECORD_WORDS] = {
+        number,
+        filled.bytes,
+        pmr_ticks(),
+        0,
+        (uint64_t)filled.seq | (uint64_t)filled.comm << 32,
+        (uint64_t)filled.site | (uint64_t)(uint32_t)filled.peer << 32,
+        (uint64_t)filled.kind | (uint64_t)filled.dtype << 8 | (uint64_t)filled.op << 16 |
+            (uint64_t)filled.form << 24 | (uint64_t)filled.mode << 32,
+        0,
+    };
+    for (size_t i = 1; i < PMR_RECORD_WORDS; i++)
+        __atomic_store_n((pmr_record_word *)record + i, words[i], __ATOMIC_RELAXED);
+    __atomic_store_n(&record->number, number, __ATOMIC_RELEASE);
     return record;
 }
 
-static inline void pmr_recorder_publish(pmr_record *record)
+static inline void pmr_recorder_done(pmr_record *record)
 {
-    __atomic_store_n(&record->number, ~record->number, __ATOMIC_RELEASE);
+    __atomic_store_n(&record->done_ticks, pmr_ticks(), __ATOMIC_RELAXED);
 }
 
 /* Of a record that later calls of other threads may have overwritten: `number` is what it had. */
 static inline void pmr_recorder_done_if(pmr_record *record, uint64_t number)
 {
     if (__atomic_load_n(&record->number, __ATOMIC_RELAXED) == number)
-        record->done_ticks = pmr_ticks();
-}
-
-static inline void pmr_recorder_done(pmr_record *record)
-{
-    record->done_ticks = pmr_ticks();
+        pmr_recorder_done(record);
 }
 
 #endif

@@ -92,14 +92,9 @@ static recorded_wait enter_wait(const pmr_request *request, int64_t timeout_ns)
 {
     if (!request->recorder || (timeout_ns != PMR_FOREVER && timeout_ns < RECORDED_WAIT_NS))
         return (recorded_wait){NULL, 0};
-    pmr_record *record = pmr_recorder_next(request->recorder);
-    uint64_t unpublished = record->number;
-    *record = request->call;
-    record->number = unpublished;
-    record->entered_ticks = pmr_ticks();
-    record->done_ticks = 0;
-    record->mode = PMR_RECORD_WAIT;
-    pmr_recorder_publish(record);
+    pmr_record wait = request->call;
+    wait.mode = PMR_RECORD_WAIT;
+    pmr_record *record = pmr_recorder_add(request->recorder, wait);
     return (recorded_wait){record, record->number};
 }
 
