@@ -21,6 +21,7 @@ import msgspec
 from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import agent, keys, limits, process_tree, rank_process
+from pmrun.launcher.agent_input import AgentInput
 from pmrun.launcher.agent_store import AgentStore
 from pmrun.launcher.agent_watch import AgentWatch
 from pmrun.launcher.cgroup import ControlGroups, OomWatch, usable_cpus, usable_memory
@@ -28,8 +29,8 @@ from pmrun.launcher.environment import base_environment, rank_environment
 from pmrun.launcher.lease import LEASE_S, Leases
 from pmrun.launcher.link import Link, LinkLost
 from pmrun.launcher.placement import cores, map_by_core
-from pmrun.launcher.poller import GONE, READ, WRITE, Poller, SignalInbox
-from pmrun.launcher.rank_streams import InputStream, OutputStream
+from pmrun.launcher.poller import READ, Poller, SignalInbox
+from pmrun.launcher.rank_streams import OutputStream
 from pmrun.launcher.reaper import Reaper
 from pmrun.window import HEED_AGREED, Window, heap_bytes
 
@@ -89,10 +90,9 @@ class AgentLoop:
         self._outputs: dict[tuple[int, int], OutputStream] = {}
         self._outputs_changed = False  # what is to be polled for them
         self._link_full = False
-        self._inputs: dict[int, InputStream] = {}
+        self._input = AgentInput(link, self._poller)
         self._store = AgentStore(link, self._poller)
         self._watch = AgentWatch(link, self._poller, self._store.waits)
-        self._stdin_taken = 0
         self._draining = False
         self._lost = False  # the controller
         self._leaving = False
@@ -234,7 +234,7 @@ class AgentLoop:
             fd = stream.fd
             if not stream.collect() and fd >= 0:
                 self._poller.forget(fd)
-        self._close_input(rank)
+        self._input.close(rank)
         self._store.close(rank)
         self._watch.on_exit(rank)
         abort = self._window.read_abort()
@@ -301,7 +301,7 @@ class AgentLoop:
             elif isinstance(action, agent.Tell):
                 self._tell(action)
             elif isinstance(action, agent.FeedStdin):
-                self._feed_stdin(action.data)
+                self._input.feed(action.data)
             elif isinstance(action, agent.SignalRanks):
                 self._signal_ranks(action.number, self._processes.values())
             elif isinstance(action, agent.AskToStop):
@@ -381,8 +381,7 @@ class AgentLoop:
                 self._outputs_changed = True
                 self._outputs[rank, number] = OutputStream(rank, number, fd, start.credit_bytes, self._link.send)
             if process.stdin >= 0:
-                self._inputs[rank] = InputStream(process.stdin)
-                self._watch_input(rank, -1)
+                self._input.add(rank, process.stdin)
             self._beat(time.monotonic())  # a thousand ranks take longer than a lease where the machine is loaded
         return None
 
@@ -424,8 +423,7 @@ class AgentLoop:
 
     def _drain(self) -> None:
         self._draining = True
-        for rank in list(self._inputs):
-            self._close_input(rank)
+        self._input.close_all()
         for stream in self._outputs.values():
             if stream.fd >= 0:
                 self._poller.forget(stream.fd)
@@ -452,49 +450,3 @@ class AgentLoop:
             self._window.write_abort(action.state, action.rank, action.node, action.text)
             record = self._window.read_abort() or action  # a rank may have told a better story
             self._store.end_gang(record.state, record.rank, record.node, record.text)
-
-    # ---- standard input -------------------------------------------------------------------------------
-
-    def _feed_stdin(self, data: bytes) -> None:
-        for rank, stream in self._inputs.items():
-            fd = stream.fd
-            stream.feed(data)
-            self._watch_input(rank, fd)
-        self._grant_stdin()
-
-    def _watch_input(self, rank: int, fd: int) -> None:
-        """Poll for what the stream needs now; `fd` is what it had before it was written to."""
-        stream = self._inputs[rank]
-        if stream.fd >= 0:
-            self._poller.watch(stream.fd, WRITE if stream.pending else 0, lambda events: self._on_input(rank, events))
-        elif fd >= 0:
-            self._poller.forget(fd)
-
-    def _on_input(self, rank: int, events: int) -> None:
-        stream = self._inputs[rank]
-        fd = stream.fd
-        if events & GONE:
-            stream.close()
-        else:
-            stream.write()
-        self._watch_input(rank, fd)
-        self._grant_stdin()
-
-    def _close_input(self, rank: int) -> None:
-        stream = self._inputs.get(rank)
-        if stream is not None and stream.fd >= 0:
-            self._poller.forget(stream.fd)
-            stream.close()
-            self._grant_stdin()
-
-    def _grant_stdin(self) -> None:
-        """Ask for as much more as the slowest rank took; -1 once when none takes any."""
-        if self._stdin_taken < 0:
-            return
-        taken = [stream.taken for stream in self._inputs.values() if stream.fd >= 0]
-        if not taken:
-            self._stdin_taken = -1
-            self._link.send(wire.StdinCredit(-1))
-        elif min(taken) > self._stdin_taken:
-            self._link.send(wire.StdinCredit(min(taken) - self._stdin_taken))
-            self._stdin_taken = min(taken)
