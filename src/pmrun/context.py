@@ -96,6 +96,7 @@ def join(timeout: float | None, exchange: network.Exchange | None) -> Communicat
     _window = (descriptor, local_rank)
     atexit.register(shutdown)
     _install_hook()
+    _take_interrupts()
     return opened
 
 
@@ -266,9 +267,31 @@ def _install_hook() -> None:
         sys.excepthook = _hook
 
 
+def _take_interrupts() -> None:
+    """Let `pmrun attach` interrupt this rank; not where the program has another use of the signal, or other threads call."""
+    number = _number(env.DEBUG_SIGNAL)
+    signals = importlib.import_module("_signal")  # what `signal` adds to it takes time to load
+    if number and signals.getsignal(number) == signals.SIG_DFL:
+        try:
+            signals.signal(number, _on_interrupt)
+        except ValueError:  # not the main thread: then `pmrun attach` says that it cannot
+            return
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    from pmrun import debugger
+
+    debugger.interrupt(frame)
+
+
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if is_initialized() and isinstance(error, Exception) and not _is_follower(error):
-        _load_native().fail_context(describe(error, trace))
+        text = describe(error, trace)
+        if os.environ.get(env.PDB_ON_ERROR) == "1":
+            from pmrun import debugger
+
+            debugger.post_mortem(error, trace, text)  # until it is over the others may wait: they are not told yet
+        _load_native().fail_context(text)
     _previous_hook(kind, error, trace)
 
 

@@ -21,11 +21,16 @@ PEERS = "PMRUN_PEERS"  # comma-separated addresses of all nodes, in node order
 NODE_NAME = "PMRUN_NODE_NAME"  # this node's name, as reports show it
 WINDOW_FD = "PMRUN_WINDOW_FD"  # number of the inherited memfd of the node's window
 STORE_FD = "PMRUN_STORE_FD"  # number of the inherited socket to this node's host of the store
+DEBUG_FD = (
+    "PMRUN_DEBUG_FD"  # number of the inherited datagram socket on which a rank hands its debugger's terminal over
+)
+DEBUG_SIGNAL = "PMRUN_DEBUG_SIGNAL"  # number of the signal by which `pmrun attach` interrupts a rank
 LAYOUT = "PMRUN_LAYOUT"  # "4,4,2": ranks of each node, in node order
 DATA_ADDRESS = "PMRUN_DATA_ADDRESS"  # this node's address for connections between ranks
 TRANSPORT = "PMRUN_TRANSPORT"  # "zmq", "tcp" or "auto": what carries data between nodes; also the option
 REPRODUCIBLE = "PMRUN_REPRODUCIBLE"  # "1": sums have the same bits on any layout; also the option
 ENCRYPT = "PMRUN_ENCRYPT"  # "1": data between nodes is encrypted; also the option
+PDB_ON_ERROR = "PMRUN_PDB_ON_ERROR"  # "1": an exception that nobody catches leads into pdb; also the option
 
 # ---- read from the user's environment by a rank ----------------------------------------------------------
 ALGORITHM = "PMRUN_ALGORITHM"  # "allreduce=sliced,...": force algorithms (tests, benchmarks)
@@ -41,7 +46,7 @@ SECRET_FILE = "PMRUN_SECRET_FILE"  # by it ranks of another launcher meet over s
 MAIN = "PMRUN_MAIN"  # where rank 0 is, for those; default: what the launcher says; also the option
 INTERFACE = "PMRUN_INTERFACE"  # of this node, for those; default: the one that routes to rank 0; also the option
 
-# ---- what other programs expect: torch's names always, the last two only where the user did not set them ----
+# ---- what other programs expect: torch's names always, the last three only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"
 TORCH_MASTER_PORT = "MASTER_PORT"
 TORCH_RANK = "RANK"
@@ -50,6 +55,7 @@ TORCH_LOCAL_RANK = "LOCAL_RANK"
 TORCH_LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 PYTHON_UNBUFFERED = "PYTHONUNBUFFERED"
+PYTHON_BREAKPOINT = "PYTHONBREAKPOINT"
 
 # ---- read by setup.py; named here because they may still be set when the command runs ----------------------------
 BUILD_SANITIZE = "PMRUN_SANITIZE"

@@ -19,6 +19,7 @@ from pmrun.window import Pace
 VERSION: Final = 3  # of the protocol; both sides name theirs first and refuse another
 MAX_MESSAGE_BYTES: Final = 16 << 20
 MAX_DATA_BYTES: Final = 64 << 10  # of the output or input in one message
+SHOWN_BYTES: Final = 64 << 10  # what a debugger may show before anybody has read it
 
 OUT: Final = 1  # stream numbers are the rank's descriptor numbers
 ERR: Final = 2
@@ -60,6 +61,7 @@ class Start(_Message, frozen=True, tag="start"):
     encrypt: bool = False
     start_timeout_s: float = 60.0  # also for the ranks to find each other
     hang_timeout_s: float = 0.0  # the agent tells of ranks that wait for a good part of it; 0: never
+    pdb_on_error: bool = False
 
 
 class Signal(_Message, frozen=True, tag="signal"):
@@ -104,6 +106,22 @@ class Stdin(_Message, frozen=True, tag="stdin"):
     data: bytes
 
 
+class Typed(_Message, frozen=True, tag="typed"):
+    """For the terminal of a rank that is in its debugger."""
+
+    rank: int
+    data: bytes = b""
+    credit: int = 0  # so many bytes that it showed were written: as many more may be sent
+    rows: int = 0  # of the window that shows it; 0: as before
+    columns: int = 0
+
+
+class Interrupt(_Message, frozen=True, tag="interrupt"):
+    """Let a rank enter its debugger where it is; answered by `Debugging`, or `Shown` with why it cannot."""
+
+    rank: int
+
+
 class Leave(_Message, frozen=True, tag="leave"):
     """The gang is over: the agent ends. `code` is the exit code of the whole.
 
@@ -128,6 +146,17 @@ class Gathered(_Message, frozen=True, tag="gathered"):
     node_rank: int
     layout: tuple[int, ...]  # ranks of each node, in node order
     peers: tuple[str, ...]  # addresses of all nodes, in node order
+
+
+# ---- `pmrun attach` to controller; it is answered with `Debugging`, `Shown`, and `Refused` or `Leave` ------------
+
+
+class Attach(_Message, frozen=True, tag="attach"):
+    """Show me a rank, and take what I type for it: `Typed`."""
+
+    rank: int  # -1: the one that waits in its debugger
+    rows: int = 0
+    columns: int = 0
 
 
 # ---- both ways -------------------------------------------------------------------------------------------
@@ -255,6 +284,20 @@ class Looked(_Message, frozen=True, tag="looked"):
     problem: str = ""  # why stacks are missing
 
 
+class Debugging(_Message, frozen=True, tag="debugging"):
+    """A rank waits in its debugger, or goes on. The rank itself says so to its agent, with its terminal at first."""
+
+    rank: int
+    text: str  # where, or why; "": it goes on
+
+
+class Shown(_Message, frozen=True, tag="shown"):
+    """Bytes that a rank's debugger wrote to its terminal, as many as there is credit for."""
+
+    rank: int
+    data: bytes
+
+
 class Output(_Message, frozen=True, tag="out"):
     """Bytes that a rank wrote, unchanged; empty `data` is the end of the stream."""
 
@@ -306,7 +349,7 @@ class Notice(_Message, frozen=True, tag="notice"):
 Message = (
     Start | Signal | Look | Stop | Credit | Stdin | Leave | Refused | Gathered | Beat | Verdict | StoreReply
     | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | RankLeft | StoreRequest | StoreClosed
-    | Notice | Waits | Looked
+    | Notice | Waits | Looked | Typed | Interrupt | Attach | Debugging | Shown
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

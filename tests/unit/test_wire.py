@@ -24,7 +24,8 @@ MESSAGES = [
     wire.Verdict(1, 4, "b", "killed"), wire.RankLeft(3), wire.Started((1, 2)),
     wire.StartFailed(-1, "no", 75), wire.Output(1, 1, b"\n\xff"), wire.StdinCredit(-1), wire.NodeDone(()),
     wire.StoreRequest(3, b"\xff"), wire.StoreClosed(3), wire.Notice("a line"),
-    wire.StoreReply(3, b""),
+    wire.StoreReply(3, b""), wire.Attach(3, 24, 80), wire.Typed(3, b"p x\r"), wire.Interrupt(3),
+    wire.Debugging(3, "train.py:4 in main"), wire.Shown(3, b"(Pdb) "),
     wire.Refused("another version", 75), wire.Beat(), wire.Look(1), wire.Waits(75.5, (1, 2)),
     wire.Looked(1, (wire.Sight(3, 7, "computing", last=wire.Pending("allreduce #8", 1.5), entered=((0, 5, 8),)),)),
 ]  # fmt: skip
