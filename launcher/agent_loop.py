@@ -21,6 +21,7 @@ import msgspec
 from pmrun import wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import agent, keys, limits, process_tree, rank_process
+from pmrun.launcher.agent_debug import AgentDebug
 from pmrun.launcher.agent_input import AgentInput
 from pmrun.launcher.agent_store import AgentStore
 from pmrun.launcher.agent_watch import AgentWatch
@@ -93,6 +94,7 @@ class AgentLoop:
         self._input = AgentInput(link, self._poller)
         self._store = AgentStore(link, self._poller)
         self._watch = AgentWatch(link, self._poller, self._store.waits)
+        self._debug = AgentDebug(link, self._poller, self._watch.on_debugger, self._pid_of)
         self._draining = False
         self._lost = False  # the controller
         self._leaving = False
@@ -186,6 +188,9 @@ class AgentLoop:
             if isinstance(message, wire.StoreReply):
                 self._store.reply(message)
                 continue
+            if isinstance(message, wire.Typed | wire.Interrupt):
+                self._debug.on_message(message)
+                continue
             self._note_end(message, now)
             self._do(self._machine.on_message(message, now))
 
@@ -236,6 +241,7 @@ class AgentLoop:
                 self._poller.forget(fd)
         self._input.close(rank)
         self._store.close(rank)
+        self._debug.on_exit(rank)
         self._watch.on_exit(rank)
         abort = self._window.read_abort()
         call = self._window.last_call(local_rank) if status else None
@@ -336,8 +342,10 @@ class AgentLoop:
             remedy = "check the limits on memory and file size (ulimit -v, -f)"
             self._refuse(f"cannot make the ranks' shared memory: {error.strerror}; {remedy}", ExitCode.START_FAILED)
             return
+        shared = base_environment(os.environb, start, cpus)
+        line = self._debug.open()
         program = rank_process.Program(
-            list(start.command), start.cwd, base_environment(os.environb, start, cpus), self._window.fd, open_files
+            list(start.command), start.cwd, shared, self._window.fd, line.fileno(), open_files
         )
         self._store.open(start, keys.data_key(self._place.secret, start.attempt))
         self._status_fd, status_write = os.pipe()
@@ -347,6 +355,7 @@ class AgentLoop:
         problem = self._fork_ranks(start, program, status_write)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(status_write)
+        line.close()
         if problem is not None:
             self._fail_start(problem)
             self._reap()
@@ -368,7 +377,7 @@ class AgentLoop:
             rank = start.first_rank + local_rank
             try:
                 with self._store.line_of(rank) as theirs:
-                    own = rank_environment(start, local_rank, program.window_fd, theirs.fileno())
+                    own = rank_environment(start, local_rank, program.window_fd, theirs.fileno(), program.debug_fd)
                     process = rank_process.start_rank(
                         rank, program, own, bound[local_rank], rank in start.stdin_ranks, theirs.fileno(), status_fd
                     )
@@ -404,6 +413,13 @@ class AgentLoop:
                 os.killpg(process.pid, number)
             except ProcessLookupError:
                 os.kill(process.pid, number)  # before its setsid; unreaped, so the number is still its own
+
+    def _pid_of(self, rank: int) -> int:
+        """The process that calls pmrun for a rank; 0: none does yet, -1: no such rank runs here."""
+        running = any(process.rank == rank for process in self._processes.values())
+        if self._start is None or self._window is None or not running:
+            return -1
+        return self._window.pid(rank - self._start.first_rank)
 
     def _look_at(self, rank: int) -> wire.Standing:
         """Where a rank stands in pmrun's calls now."""

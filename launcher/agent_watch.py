@@ -44,6 +44,11 @@ class AgentWatch:
         if self._lookout is not None:
             self._lookout.on_exit(rank)
 
+    def on_debugger(self, rank: int, inside: bool) -> None:
+        """The rank waits in its debugger, or goes on."""
+        if self._lookout is not None:
+            self._lookout.on_debugger(rank, inside)
+
     def look_around(self, number: int, now: float) -> None:
         """The controller wants to know where all ranks are."""
         if self._lookout is None or self._survey is not None:

@@ -173,6 +173,7 @@ def build_job(line: CommandLine) -> Job:
         hang_timeout_s=values.get(opt.HANG_TIMEOUT),
         hang_ends=values.get(opt.ON_HANG) == "end",
         max_restarts=values.get(opt.MAX_RESTARTS),
+        pdb_on_error=values.get(opt.PDB_ON_ERROR),
         json_events=_events_file(values),
         transport=values.get(opt.TRANSPORT),
         reproducible=values.get(opt.REPRODUCIBLE),

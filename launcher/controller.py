@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import bisect
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import msgspec
 from pmrun import wire
 from pmrun.errors import ExitCode, PmrunError
 from pmrun.launcher import gang, rendezvous
+from pmrun.launcher.attach_desk import AttachDesk
 from pmrun.launcher.attempts import Again, Attempts
 from pmrun.launcher.describe import exit_code, signal_name
 from pmrun.launcher.display import Display
@@ -32,6 +32,7 @@ from pmrun.launcher.fleet import Fleet, Muster
 from pmrun.launcher.hang_desk import HangDesk
 from pmrun.launcher.job import Job
 from pmrun.launcher.lease import BACKSTOP_S, LEASE_S, Leases
+from pmrun.launcher.limits import raise_for_files
 from pmrun.launcher.link import Event
 from pmrun.launcher.orders import make_starts
 from pmrun.launcher.placement import lay_out
@@ -70,8 +71,9 @@ class Controller:
         self._stop_at: float | None = None  # Ctrl-Z: when this process stops
         self._impatient = 0  # signals that came after the job was over
         if job.output.directory is not None:
-            _raise_open_files(2 * job.world_size + 64)
+            raise_for_files(2 * job.world_size + 64)
         self._display = Display(job.output, job.world_size, self._grant)
+        self._desk = AttachDesk(self._job_id, self._display, self._send_to_rank)
         self._open(fleet)
 
     def _open(self, fleet: Fleet) -> None:
@@ -120,6 +122,7 @@ class Controller:
             self._report(outcome)
             self._serve(self._flushing)
         finally:
+            self._desk.close()
             self._fleet.close()
             self._inbox.close()
             signal.signal(signal.SIGTTIN, reading_before)
@@ -192,7 +195,8 @@ class Controller:
                 self._hub.watch(self._poller, self._on_hub)
                 self._fleet.watch(self._poller, self._on_note, self._on_ended)
             self._display.watch(self._poller)
-            self._stdin.watch(self._poller, now)
+            if not self._desk.watch(self._poller):
+                self._stdin.watch(self._poller, now)
             self._poller.wait(self._patience_s(now))
             now = time.monotonic()
             self._stop_when_said(now)
@@ -200,6 +204,7 @@ class Controller:
                 if self._hub.pending():
                     self._on_hub(READ)
                 self._on_time(now)
+            self._desk.pump()
             self._display.pump()
             if self._display.stdout.closed:
                 self._on_output_closed(self._display.stdout.problem)
@@ -256,6 +261,9 @@ class Controller:
         assert message is not None and self._gang is not None
         if isinstance(message, wire.Output):
             self._display.feed(message, now)
+            self._desk.on_output(message)
+        elif isinstance(message, wire.Debugging | wire.Shown):
+            self._desk.on_message(message)
         elif isinstance(message, wire.StdinCredit):
             self._stdin.on_credit(node, message.count)
         elif isinstance(message, wire.Notice):
@@ -265,8 +273,10 @@ class Controller:
         elif self._store is not None and isinstance(message, wire.StoreRequest | wire.StoreClosed):
             self._store.on_message(node, message, now)
         else:
-            if self._store is not None and isinstance(message, wire.RankExited):
-                self._store.on_rank_ended(message.rank)
+            if isinstance(message, wire.RankExited):
+                self._desk.on_exit(message.rank)
+                if self._store is not None:
+                    self._store.on_rank_ended(message.rank)
             self._do(self._gang.on_message(node, message))
 
     def _lose(self, peer: int, why: str) -> None:
@@ -366,7 +376,9 @@ class Controller:
     def _stop_when_said(self, now: float) -> None:
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
+            self._desk.suspend(True)
             os.kill(os.getpid(), signal.SIGSTOP)
+            self._desk.suspend(False)
             if self._gang is not None:
                 self._do(self._gang.on_suspend(False))
             if self._hang is not None:
@@ -398,6 +410,7 @@ class Controller:
         """The attempt is over: what comes after it, which the agents are told with their leave."""
         now = time.monotonic()
         self._outcome = outcome
+        self._desk.end()
         self._stdin = StdinSource([], self._send)  # what is typed from now on is the next attempt's
         text = ""
         if outcome.cause is not None:
@@ -436,6 +449,7 @@ class Controller:
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
         self._gang = gang.Gang(starts, limits, self._since)
         self._hang = HangDesk(job, starts, self._gang, self._store)
+        self._desk.begin(starts)
         self._do(self._gang.begin())
 
     def _do(self, actions: list[gang.Action]) -> None:
@@ -472,17 +486,12 @@ class Controller:
         if peer in self._nodes:
             self._hub.send(peer, message)
 
+    def _send_to_rank(self, rank: int, message: wire.Message) -> None:
+        self._send(bisect.bisect_right(self._first_ranks, rank) - 1, message)
+
     def _grant(self, rank: int, stream: int, count: int) -> None:
-        self._send(bisect.bisect_right(self._first_ranks, rank) - 1, wire.Credit(rank, stream, count))
+        self._send_to_rank(rank, wire.Credit(rank, stream, count))
 
 
 def _no_gang(cause: gang.Cause) -> gang.Outcome:
     return gang.Outcome(cause.code, cause, {}, (), (), ())
-
-
-def _raise_open_files(needed: int) -> None:
-    """As far as the hard limit goes; a file that then cannot be opened is told of."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))

@@ -161,6 +161,14 @@ class Display:
         """Lines of pmrun's own, on standard error."""
         self._by_stream[wire.ERR].say(text.encode("utf-8", "surrogateescape"))
 
+    def show(self, data: bytes) -> bool:
+        """Bytes on standard error as they are; False, and nothing is shown, while it has no room."""
+        destination = self._by_stream[wire.ERR]
+        if destination.blocked:
+            return False
+        destination.say(data)
+        return True
+
     def pump(self) -> None:
         """Write what is due as far as there is room."""
         for destination in self._destinations:

@@ -9,8 +9,11 @@ replaced, so that a pmrun inside a pmrun is right too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from pmrun import env, wire
+
+INTERRUPT_SIGNAL: Final = 40  # leads a rank into its debugger: a real-time one, of which programs hardly use any
 
 
 def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: int) -> dict[bytes, bytes]:
@@ -30,6 +33,7 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
     for name, default in (
         (env.OMP_NUM_THREADS, str(max(1, cpus // start.local_world_size))),
         (env.PYTHON_UNBUFFERED, "1"),  # on a pipe Python would hold output back until its buffer is full
+        (env.PYTHON_BREAKPOINT, "pmrun.debugger.at_breakpoint"),  # pdb on a terminal that pmrun can show
     ):
         result.setdefault(name.encode(), default.encode())
     shared = {
@@ -42,6 +46,7 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
         env.ATTEMPT: start.attempt,
         env.PEERS: ",".join(start.peers),
         env.NODE_NAME: start.node_name,
+        env.DEBUG_SIGNAL: INTERRUPT_SIGNAL,
         env.LAYOUT: ",".join(map(str, start.layout)),
         env.DATA_ADDRESS: start.data_address,
         env.TRANSPORT: start.transport,
@@ -52,7 +57,11 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
         env.TORCH_LOCAL_WORLD_SIZE: start.local_world_size,
     }
     result.update((name.encode(), str(value).encode()) for name, value in shared.items())
-    for name, wanted in ((env.REPRODUCIBLE, start.reproducible), (env.ENCRYPT, start.encrypt)):
+    for name, wanted in (
+        (env.REPRODUCIBLE, start.reproducible),
+        (env.ENCRYPT, start.encrypt),
+        (env.PDB_ON_ERROR, start.pdb_on_error),
+    ):
         result.pop(name.encode(), None)
         if wanted:
             result[name.encode()] = b"1"
@@ -61,7 +70,9 @@ def base_environment(inherited: Mapping[bytes, bytes], start: wire.Start, cpus: 
     return result
 
 
-def rank_environment(start: wire.Start, local_rank: int, window_fd: int, store_fd: int) -> dict[bytes, bytes]:
+def rank_environment(
+    start: wire.Start, local_rank: int, window_fd: int, store_fd: int, debug_fd: int
+) -> dict[bytes, bytes]:
     """What differs between the ranks of a node."""
     rank = start.first_rank + local_rank
     own = {
@@ -69,6 +80,7 @@ def rank_environment(start: wire.Start, local_rank: int, window_fd: int, store_f
         env.LOCAL_RANK: local_rank,
         env.WINDOW_FD: window_fd,
         env.STORE_FD: store_fd,
+        env.DEBUG_FD: debug_fd,
         env.TORCH_RANK: rank,
         env.TORCH_LOCAL_RANK: local_rank,
     }

@@ -67,6 +67,7 @@ class Job(msgspec.Struct, frozen=True):
     hang_timeout_s: float = 300.0  # 0: none
     hang_ends: bool = True  # the gang, once it was told
     max_restarts: int = 0  # of the whole gang, after it failed
+    pdb_on_error: bool = False
     json_events: str | None = None
     transport: str = "auto"  # between nodes
     reproducible: bool = False  # the same bits on any layout

@@ -30,6 +30,14 @@ def refuse(ranks: int, command: bytes, groups: ControlGroups) -> str | None:
     return _refuse_files(ranks) or _refuse_processes(ranks, groups) or _refuse_memory(ranks, command, groups)
 
 
+def raise_for_files(needed: int) -> None:
+    """Let this process open so many files, as far as the hard limit goes; a file that then cannot be opened is told of."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+
+
 def raise_open_files(ranks: int) -> tuple[int, int] | None:
     """Raise the soft limit as far as `ranks` need; returns the former limits if it was changed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -46,11 +46,17 @@ class Lookout:
         self._interval_s = max(_LEAST_INTERVAL_S, min(INTERVAL_S, timeout_s / _PARTS))
         self._looked_at = now
         self._since: dict[tuple[int, int], float] = {}  # by rank and number of the call it waits in
+        self._in_pdb: set[int] = set()
         self._told: tuple[tuple[int, int] | None, tuple[int, ...]] = (None, ())
 
     def on_exit(self, rank: int) -> None:
         """The rank's process is gone."""
         self._alive.pop(rank, None)
+        self._in_pdb.discard(rank)
+
+    def on_debugger(self, rank: int, inside: bool) -> None:
+        """The rank says that it waits in its debugger, or that it goes on."""
+        (self._in_pdb.add if inside else self._in_pdb.discard)(rank)
 
     def deadline(self) -> float | None:
         """When `look` is due."""
@@ -89,7 +95,10 @@ class Lookout:
         self._since = since
 
     def _debugged(self) -> tuple[int, ...]:
-        return tuple(rank for rank in sorted(self._alive) if process_state.with_a_person(self._pid(rank)))
+        return tuple(rank for rank in sorted(self._alive) if self._with_a_person(rank))
+
+    def _with_a_person(self, rank: int) -> bool:
+        return rank in self._in_pdb or process_state.with_a_person(self._pid(rank))
 
     def _pid(self, rank: int) -> int:
         """Of the process that calls pmrun: a shell that was started may have started it."""
@@ -98,7 +107,7 @@ class Lookout:
     def _sight(self, rank: int, now: float) -> wire.Sight:
         local_rank = rank - self._first_rank
         pid = self._pid(rank)
-        state = process_state.look_at(pid)
+        state = process_state.ProcessState("in pdb", held=True) if rank in self._in_pdb else process_state.look_at(pid)
         rooms = self._window.memberships(local_rank)
         waits = self._window.waiting(local_rank)
         last = None if waits is not None else self._window.last_call(local_rank)

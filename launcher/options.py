@@ -29,8 +29,8 @@ EnvPairs = tuple[tuple[str, "str | None"], ...]
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 SET_BY_AGENT = (
     env.RANK, env.WORLD_SIZE, env.LOCAL_RANK, env.LOCAL_WORLD_SIZE, env.NODE_RANK, env.NUM_NODES, env.MAIN_IP,
-    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD, env.STORE_FD, env.LAYOUT, env.DATA_ADDRESS,
-    env.TORCH_RANK, env.TORCH_WORLD_SIZE, env.TORCH_LOCAL_RANK, env.TORCH_LOCAL_WORLD_SIZE,
+    env.JOB_ID, env.ATTEMPT, env.PEERS, env.NODE_NAME, env.WINDOW_FD, env.STORE_FD, env.DEBUG_FD, env.DEBUG_SIGNAL, env.LAYOUT,
+    env.DATA_ADDRESS, env.TORCH_RANK, env.TORCH_WORLD_SIZE, env.TORCH_LOCAL_RANK, env.TORCH_LOCAL_WORLD_SIZE,
 )  # fmt: skip
 _RANKS_MAX = 1_000_000  # a bound for ranges like 0-999999999, which would be spelled out in memory
 TRANSPORTS = ("auto", "tcp", "zmq")
@@ -386,6 +386,10 @@ MAX_RESTARTS = Option(
     "max-restarts", whole_number(0, _RANKS_MAX, "the number of restarts"), 0, metavar="N", group=RUNNING, kinds=_WHOLE,
     text="start the whole gang again, at most so often, after a rank failed or a node was lost; default: 0",
 )  # fmt: skip
+PDB_ON_ERROR = Option(
+    "pdb-on-error", parse_flag, False, flag=True, negatable=True, group=RUNNING,
+    text="an exception that a rank does not catch leads into pdb, here or by 'pmrun attach'; the others wait; default: no",
+)  # fmt: skip
 TAG = Option(
     "tag", parse_flag, True, flag=True, negatable=True, group=OUTPUT,
     text="begin each line with its rank; default: yes",
@@ -430,7 +434,7 @@ HELP = Option(
 OPTIONS: tuple[Option[Any], ...] = (
     RANKS, BACKEND, MAP_BY, BIND_TO,
     HOSTS, HOSTFILE, SSH, NODES, NNODES, NODE_RANK, MAIN, SECRET_FILE, INTERFACE, TRANSPORT, REPRODUCIBLE, ENCRYPT,
-    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE, HANG_TIMEOUT, ON_HANG, MAX_RESTARTS,
+    ENV, CWD, TIMEOUT, START_TIMEOUT, GRACE, HANG_TIMEOUT, ON_HANG, MAX_RESTARTS, PDB_ON_ERROR,
     TAG, TIMESTAMP, ONLY_RANKS, OUTPUT_DIR, STDIN, JSON_EVENTS,
     DRY_RUN, COMPLETION, VERSION, HELP,
 )  # fmt: skip

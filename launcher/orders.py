@@ -43,6 +43,7 @@ def make_starts(job: Job, nodes: list[Node], job_id: str, attempt: int, main_por
             encrypt=job.encrypt,
             start_timeout_s=job.start_timeout_s,
             hang_timeout_s=job.hang_timeout_s,
+            pdb_on_error=job.pdb_on_error,
         )
         for number, node in enumerate(nodes)
     ]

@@ -31,6 +31,11 @@ def with_a_person(pid: int) -> bool:
     return bool(int(_fields(pid).get("TracerPid", "0"))) or _reads_input(pid)
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether it has a handler for a signal."""
+    return bool(int(_fields(pid).get("SigCgt", "0"), 16) >> (number - 1) & 1)
+
+
 def look_at(pid: int) -> ProcessState:
     """The state of a process now."""
     fields = _fields(pid)

@@ -54,6 +54,7 @@ class Program(msgspec.Struct):
     cwd: bytes | None
     environment: dict[bytes, bytes]
     window_fd: int
+    debug_fd: int
     open_files: tuple[int, int] | None  # RLIMIT_NOFILE to give back, None: as it is
 
 
@@ -178,7 +179,8 @@ def _become_rank(program: Program, stdio: tuple[int, int, int], agent: int) -> N
     _libc.prctl(_PR_SET_PTRACER, agent, 0, 0, 0)
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)  # the copy stays open on exec
-    os.set_inheritable(program.window_fd, True)
+    for fd in (program.window_fd, program.debug_fd):
+        os.set_inheritable(fd, True)
     if program.open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, program.open_files)
     signal.set_wakeup_fd(-1)

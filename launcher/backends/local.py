@@ -98,12 +98,12 @@ class Backend:
         inherited = dict(os.environb)
         base = base_environment(inherited, start, usable_cpus(groups))
         later = {env.JOB_ID: "(a new name)", env.TORCH_MASTER_PORT: "(a free port)"}
-        later.update(dict.fromkeys((env.WINDOW_FD, env.STORE_FD), "(a descriptor)"))
+        later.update(dict.fromkeys((env.WINDOW_FD, env.STORE_FD, env.DEBUG_FD), "(a descriptor)"))
         for name, _ in job.env:
             later.pop(name, None)  # a meeting point for torch that the job names is known now
         ranks: list[dict[str, object]] = []
         for rank in node.ranks:
-            own = {**base, **rank_environment(start, rank, -1, -1)}
+            own = {**base, **rank_environment(start, rank, -1, -1, -1)}
             added = {os.fsdecode(k): os.fsdecode(v) for k, v in own.items() if inherited.get(k) != v}
             ranks.append(
                 {

@@ -53,9 +53,9 @@ python = (1 << 12) | (1 << 24) | (1 << 1)  # what Python itself changes: PIPE an
 python |= (1 << 31) | (1 << 32)  # glibc's own two, out of a program's reach: make's children have them ignored
 assert int(fields['SigIgn'], 16) & ~python == 0, fields
 assert int(fields['SigCgt'], 16) & ~python == 0, fields
-window, store = int(os.environ['PMRUN_WINDOW_FD']), int(os.environ['PMRUN_STORE_FD'])
+window, store, debug = (int(os.environ[f'PMRUN_{name}_FD']) for name in ('WINDOW', 'STORE', 'DEBUG'))
 opened = {fd for fd in range(100) if os.path.exists(f'/proc/self/fd/{fd}')}
-assert opened == {0, 1, 2, window, store}, opened
+assert opened == {0, 1, 2, window, store, debug}, opened
 assert os.pread(window, 8, 0) == b'PMRWIN01'
 assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 64
 print('clean')

@@ -67,7 +67,7 @@ def test_the_shell_accepts_it(script: Path) -> None:
         (["--grace", ""], [""]),
         (["tr"], ["train.py"]),
         (["--cwd", ""], ["folder"]),
-        ([""], ["train.py", "folder", "bench", "explain-last", "secret"]),
+        ([""], ["train.py", "folder", "attach", "bench", "explain-last", "secret"]),
         (["b"], ["bench"]),
         (["-n", "2", "b"], [""]),
         (["bench", "--peers"], ["--peers", "--peers-dir"]),

@@ -153,7 +153,9 @@ def test_a_wrong_variable_is_named(name: str, text: str, line: str, monkeypatch:
 
 # A pmrun inside a rank sends its data as the gang around it does, unless told otherwise; ranks of another launcher meet
 # by what nodes that are started by hand meet by.
-BOTH = {env.TRANSPORT, env.REPRODUCIBLE, env.ENCRYPT, env.SECRET_FILE, env.MAIN, env.INTERFACE}
+BOTH = {
+    *(env.TRANSPORT, env.REPRODUCIBLE, env.ENCRYPT, env.SECRET_FILE, env.MAIN, env.INTERFACE, env.PDB_ON_ERROR),
+}
 
 
 def test_no_options_variable_is_one_that_a_rank_sees() -> None:

@@ -24,7 +24,7 @@ def start(**changes):
 
 def test_second_node():
     base = base_environment({b"HOME": b"/h"}, start(), 8)
-    own = rank_environment(start(), 3, 9, 8)
+    own = rank_environment(start(), 3, 9, 8, 7)
     assert base[b"PMRUN_PEERS"] == b"10.0.0.1,10.0.0.2"
     assert base[b"PMRUN_MAIN_IP"] == base[b"MASTER_ADDR"] == b"10.0.0.1"
     assert (base[b"PMRUN_NODE_RANK"], base[b"PMRUN_NUM_NODES"], base[b"PMRUN_ATTEMPT"]) == (b"1", b"2", b"2")
@@ -36,7 +36,7 @@ def test_second_node():
     assert b"PMRUN_ENCRYPT" not in base and b"PMRUN_REPRODUCIBLE" not in base
     assert base[b"OMP_NUM_THREADS"] == b"2" and base[b"HOME"] == b"/h"
     assert (own[b"PMRUN_RANK"], own[b"RANK"], own[b"LOCAL_RANK"], own[b"PMRUN_WINDOW_FD"]) == (b"7", b"7", b"3", b"9")
-    assert own[b"PMRUN_STORE_FD"] == b"8"
+    assert (own[b"PMRUN_STORE_FD"], own[b"PMRUN_DEBUG_FD"]) == (b"8", b"7")
 
 
 def test_who_wins():

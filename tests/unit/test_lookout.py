@@ -153,6 +153,17 @@ def test_a_rank_in_a_debugger_is_told_while_somebody_waits(ranks, traced):
     assert state.held and state.text.startswith("in a debugger (") and str(os.getpid()) in state.text
 
 
+def test_a_rank_that_says_it_is_in_pdb_is_one_in_a_debugger(ranks):
+    look = eye(ranks)
+    ranks.call(0, 1)
+    look.on_debugger(5, True)
+    look.look(2.0)
+    assert look.look(3.0) == wire.Waits(-1.0, (5,))
+    assert (look.sights(3.0)[5].state, look.sights(3.0)[5].held) == ("in pdb", True)
+    look.on_debugger(5, False)
+    assert look.look(4.0) == wire.Waits(-1.0, ())
+
+
 def test_a_rank_that_waits_for_input_is_as_one_in_a_debugger():
     ours, theirs = os.pipe()
     pid = os.fork()
