@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which children are taken is that of their ends."""
+"""The order in which children are taken is that of their ends. In a process of its own, as it takes all children."""
 
-import os
-import random
-import select
-import signal
+import subprocess
+import sys
 
+import pytest
+
+HEAD = """
+import os, random, select, signal, sys
 from pmrun.launcher.reaper import Reaper
-
 
 def child():
     pid = os.fork()
@@ -16,45 +17,48 @@ def child():
         os._exit(1)
     return pid
 
-
-def kill(pid):
-    """And wait until it has ended, without taking it."""
-    fd = os.pidfd_open(pid)
+def kill(pid):  # and wait until it has ended, without taking it
+    fd = pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     assert select.select([fd], [], [], 5.0)[0]
     os.close(fd)
 
+pidfd_open = os.pidfd_open
+reaper = Reaper()
+"""
+IN_ORDER = """
+watched = [child() for _ in range(6)]
+adopted = child()
+for pid in watched:
+    reaper.watch(pid)
+assert reaper.next() == (0, 0)
+order = random.Random(int(sys.argv[1])).sample(watched, 6)
+kill(adopted)
+for pid in order[:4]:
+    kill(pid)
+assert [reaper.next() for _ in order[:4]] == [(pid, signal.SIGKILL) for pid in order[:4]]
+assert reaper.next() == (adopted, signal.SIGKILL)
+for pid in order[4:]:
+    kill(pid)
+assert [reaper.next()[0] for _ in range(2)] == order[4:]
+assert reaper.next() == (-1, 0)
+"""
+WITHOUT_DESCRIPTORS = """
+def fail(pid):
+    raise OSError("none is left")
+os.pidfd_open = fail
+pids = {child() for _ in range(3)}
+for pid in pids:
+    reaper.watch(pid)
+for pid in pids:
+    kill(pid)
+assert {reaper.next()[0] for _ in pids} == pids
+assert reaper.next() == (-1, 0)
+"""
 
-def test_in_the_order_of_their_ends(rng):
-    reaper = Reaper()
-    watched = [child() for _ in range(6)]
-    adopted = child()
-    for pid in watched:
-        reaper.watch(pid)
-    assert reaper.next() == (0, 0)
-    order = random.Random(rng.random()).sample(watched, 6)
-    kill(adopted)
-    for pid in order[:4]:
-        kill(pid)
-    assert [reaper.next() for _ in order[:4]] == [(pid, signal.SIGKILL) for pid in order[:4]]
-    assert reaper.next() == (adopted, signal.SIGKILL)
-    for pid in order[4:]:
-        kill(pid)
-    assert [reaper.next()[0] for _ in range(2)] == order[4:]
-    assert reaper.next() == (-1, 0)
 
-
-def test_without_descriptors_all_are_taken_all_the_same(monkeypatch):
-    reaper = Reaper()
-
-    def fail(pid):
-        raise OSError("none is left")
-
-    pids = {child() for _ in range(3)}
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "pidfd_open", fail)
-        for pid in pids:
-            reaper.watch(pid)
-    for pid in pids:
-        kill(pid)
-    assert {reaper.next()[0] for _ in pids} == pids
+@pytest.mark.parametrize("body", [IN_ORDER, WITHOUT_DESCRIPTORS], ids=["in order", "without descriptors"])
+def test_children_that_ended(body, rng):
+    words = [sys.executable, "-c", HEAD + body, str(rng.randrange(2**32))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
