@@ -227,14 +227,13 @@ class Controller:
 
     def _report(self, outcome: gang.Outcome) -> None:
         lines = self._attempts.summary(outcome.cause is None)
-        text = "".join(f"{line}\n" if line.startswith("  ") else f"pmrun: {line}\n" for line in lines)
-        if outcome.cause is not None or outcome.survivors:
+        if lines or outcome.cause is not None or outcome.survivors:
             from pmrun.launcher import last_failure, report  # most jobs end well and need not pay for it
 
-            text = report.compose(outcome) + text
+            text = report.compose(outcome) + report.spoken(lines)
+            self._display.say(text)
             if report.is_failure(outcome):
                 last_failure.keep(outcome.told + text, self._job.command, f"exit code {outcome.code}")
-        self._display.say(text)
 
     def _flushing(self) -> bool:
         return not self._display.empty and self._impatient == 0

@@ -58,6 +58,11 @@ def compose(outcome: Outcome) -> str:
             lines += _others(outcome, shown)
     for node, pid in outcome.survivors:
         lines.append(f"process {pid} on {node} hangs in the kernel and did not end; look at it with ps")
+    return spoken(lines)
+
+
+def spoken(lines: list[str]) -> str:
+    """What pmrun says: each line with its name, but for those that are indented under another one."""
     return "".join(f"pmrun: {line}\n" if not line.startswith("  ") else f"{line}\n" for line in lines)
 
 
