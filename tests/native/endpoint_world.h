@@ -13,17 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "core/clock.h"
 #include "transport/endpoint.h"
 #include "transport/loopback.h"
-
-#define CHECK(condition)                                                                      \
-    do {                                                                                      \
-        if (!(condition)) {                                                                   \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);         \
-            exit(1);                                                                          \
-        }                                                                                     \
-    } while (0)
 
 #define WORLD_RANKS_MAX 8u
 #define WORLD_LANES 2u

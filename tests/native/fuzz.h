@@ -13,13 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define FUZZ_CHECK(condition)                                                         \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                                  \
-        }                                                                             \
-    } while (0)
+#include "check.h"
 
 #define FUZZ_KEPT_MAX 100u
 
@@ -48,7 +42,7 @@ static inline void fuzz_keep(const uint8_t *data, size_t bytes)
     char path[4096];
     snprintf(path, sizeof path, "%s/%u", fuzz_folder, fuzz_kept++);
     FILE *file = fopen(path, "wb");
-    FUZZ_CHECK(file && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0);
+    CHECK(file && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0);
 }
 
 #endif

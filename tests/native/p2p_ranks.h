@@ -19,20 +19,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "core/clock.h"
 #include "progress/p2p.h"
 
 #define HEAP_BYTES ((uint64_t)64 << 20)
 #define SECOND ((int64_t)1000000000)
 #define FAR (60 * SECOND)
-
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                                  \
-        }                                                                             \
-    } while (0)
 
 #define CHECK_OK(call)                                                                                             \
     do {                                                                                                           \

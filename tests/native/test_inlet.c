@@ -33,9 +33,9 @@ static uint8_t byte_at(uint32_t packet, uint32_t at)
 static pmr_placing place(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *packet, void **into_out)
 {
     reader *self = arg;
-    FUZZ_CHECK(peer == 3 && lane == 1 && packet->kind != 0 && packet->kind < PMR_PACKET_KIND_OWN);
-    FUZZ_CHECK(packet->payload_bytes <= PAYLOAD_MAX && !self->place);
-    FUZZ_CHECK(!self->exact || packet->seq == self->arrived);
+    CHECK(peer == 3 && lane == 1 && packet->kind != 0 && packet->kind < PMR_PACKET_KIND_OWN);
+    CHECK(packet->payload_bytes <= PAYLOAD_MAX && !self->place);
+    CHECK(!self->exact || packet->seq == self->arrived);
     uint32_t choice = fuzz_draw(5);
     if (choice == 0)
         return PMR_PLACE_LATER;
@@ -50,10 +50,10 @@ static void arrived(void *arg, uint32_t peer, uint32_t lane, const pmr_packet *p
     (void)peer, (void)lane;
     reader *self = arg;
     const uint8_t *bytes = payload;
-    FUZZ_CHECK(!self->place || payload == self->place);
+    CHECK(!self->place || payload == self->place);
     for (uint32_t i = 0; i < packet->payload_bytes; i++) {
         self->sum += bytes[i];
-        FUZZ_CHECK(!self->exact || bytes[i] == byte_at(packet->seq, i));
+        CHECK(!self->exact || bytes[i] == byte_at(packet->seq, i));
     }
     free(self->place);
     self->place = NULL;
@@ -80,12 +80,12 @@ static bool feed(pmr_inlet *inlet, const pmr_sink *sink, const uint8_t *stream, 
             memcpy(vector[i].iov_base, stream + at + moved, step);
             moved += step;
         }
-        FUZZ_CHECK(moved > 0 || at == bytes);
+        CHECK(moved > 0 || at == bytes);
         at += moved;
         if (!pmr_inlet_take(inlet, moved, sink, &counts, &why))
             break;
     }
-    FUZZ_CHECK(!why || why[0]);
+    CHECK(!why || why[0]);
     return !why;
 }
 
@@ -111,7 +111,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     pmr_handshake_host(&host, key, 2, 8, 4);
     for (uint32_t wanted; (wanted = pmr_handshake_wanted(&host)) && wanted <= bytes; data += wanted, bytes -= wanted)
         pmr_handshake_take(&host, data, &answer);
-    FUZZ_CHECK(host.stage == PMR_HANDSHAKE_HELLO || host.stage == PMR_HANDSHAKE_REFUSED);
+    CHECK(host.stage == PMR_HANDSHAKE_HELLO || host.stage == PMR_HANDSHAKE_REFUSED);
     fuzz_random = before;
     return 0;
 }
@@ -171,7 +171,7 @@ static void test_streams(void)
             pmr_inlet inlet;
             pmr_inlet_init(&inlet, 3, 1, PAYLOAD_MAX);
             fuzz_keep(input, head + bytes);
-            FUZZ_CHECK(feed(&inlet, &sink, stream, bytes) && reader.arrived == packets && !pmr_inlet_torn(&inlet));
+            CHECK(feed(&inlet, &sink, stream, bytes) && reader.arrived == packets && !pmr_inlet_torn(&inlet));
             pmr_inlet_fini(&inlet);
             continue;
         }
@@ -189,17 +189,17 @@ static bool converse(const uint8_t *dialer_key, const uint8_t *host_key, bool da
     pmr_answer answer[2];
     pmr_error error;
     bool damaged = false;
-    FUZZ_CHECK(pmr_handshake_dial(dialer, dialer_key, 1, 2, 3, &answer[0], &error) == PMR_OK);
+    CHECK(pmr_handshake_dial(dialer, dialer_key, 1, 2, 3, &answer[0], &error) == PMR_OK);
     pmr_handshake_host(host, host_key, 2, 8, 4);
     for (uint32_t turn = 0; answer[turn % 2].bytes; turn++) {
         pmr_handshake *to = turn % 2 ? dialer : host;
         uint8_t *message = answer[turn % 2].message;
-        FUZZ_CHECK(answer[turn % 2].bytes <= PMR_HANDSHAKE_MESSAGE_MAX);
+        CHECK(answer[turn % 2].bytes <= PMR_HANDSHAKE_MESSAGE_MAX);
         if (damaging && fuzz_draw(3) == 0) {
             message[fuzz_draw(answer[turn % 2].bytes)] ^= (uint8_t)(1u << fuzz_draw(8));
             damaged = true;
         }
-        FUZZ_CHECK(pmr_handshake_wanted(to) == answer[turn % 2].bytes);
+        CHECK(pmr_handshake_wanted(to) == answer[turn % 2].bytes);
         pmr_handshake_take(to, message, &answer[(turn + 1) % 2]);
         if (to->stage == PMR_HANDSHAKE_PROVEN)
             pmr_handshake_decide(to, fuzz_draw(4) > 0, &answer[(turn + 1) % 2]);
@@ -216,12 +216,12 @@ static void test_handshake(void)
         bool done = dialer.stage == PMR_HANDSHAKE_TAKEN && host.stage == PMR_HANDSHAKE_TAKEN;
         bool crossed = dialer.stage == PMR_HANDSHAKE_CROSSED && host.stage == PMR_HANDSHAKE_REFUSED;
         if (damaged) /* a damaged verdict leaves the host content; the dialer never is */
-            FUZZ_CHECK(dialer.stage != PMR_HANDSHAKE_TAKEN && dialer.stage != PMR_HANDSHAKE_CROSSED);
+            CHECK(dialer.stage != PMR_HANDSHAKE_TAKEN && dialer.stage != PMR_HANDSHAKE_CROSSED);
         else
-            FUZZ_CHECK(done || crossed);
-        FUZZ_CHECK(!(dialer.stage == PMR_HANDSHAKE_REFUSED) || dialer.why[0]);
+            CHECK(done || crossed);
+        CHECK(!(dialer.stage == PMR_HANDSHAKE_REFUSED) || dialer.why[0]);
         converse(i % 2 ? key : other, i % 2 ? other : key, false, &dialer, &host);
-        FUZZ_CHECK(host.stage == PMR_HANDSHAKE_REFUSED && strcmp(host.why, "does not have this job's key") == 0);
+        CHECK(host.stage == PMR_HANDSHAKE_REFUSED && strcmp(host.why, "does not have this job's key") == 0);
     }
     for (uint32_t i = 0; i < CONVERSATIONS; i++) { /* noise from the start */
         uint8_t message[PMR_HANDSHAKE_MESSAGE_MAX];
@@ -230,9 +230,9 @@ static void test_handshake(void)
             message[b] = (uint8_t)fuzz_draw(256);
         pmr_handshake_host(&host, key, 2, 8, 4);
         pmr_handshake_take(&host, message, &answer);
-        FUZZ_CHECK(host.stage == PMR_HANDSHAKE_REFUSED && answer.bytes == 0);
+        CHECK(host.stage == PMR_HANDSHAKE_REFUSED && answer.bytes == 0);
         pmr_handshake_take(&host, message, &answer);
-        FUZZ_CHECK(host.stage == PMR_HANDSHAKE_REFUSED && answer.bytes == 0);
+        CHECK(host.stage == PMR_HANDSHAKE_REFUSED && answer.bytes == 0);
     }
 }
 
@@ -243,23 +243,23 @@ static void test_replay(void)
     pmr_handshake dialer, host, again;
     pmr_answer hello, challenge, proof, verdict;
     pmr_error error;
-    FUZZ_CHECK(pmr_handshake_dial(&dialer, key, 1, 2, 0, &hello, &error) == PMR_OK);
+    CHECK(pmr_handshake_dial(&dialer, key, 1, 2, 0, &hello, &error) == PMR_OK);
     pmr_handshake_host(&host, key, 2, 8, 4);
     pmr_handshake_take(&host, hello.message, &challenge);
     pmr_handshake_take(&dialer, challenge.message, &proof);
     pmr_handshake_take(&host, proof.message, &verdict);
-    FUZZ_CHECK(host.stage == PMR_HANDSHAKE_PROVEN);
+    CHECK(host.stage == PMR_HANDSHAKE_PROVEN);
     pmr_handshake_host(&again, key, 2, 8, 4);
     pmr_handshake_take(&again, hello.message, &verdict);
-    FUZZ_CHECK(again.stage == PMR_HANDSHAKE_PROOF);
+    CHECK(again.stage == PMR_HANDSHAKE_PROOF);
     pmr_handshake_take(&again, proof.message, &verdict);
-    FUZZ_CHECK(again.stage == PMR_HANDSHAKE_REFUSED);
+    CHECK(again.stage == PMR_HANDSHAKE_REFUSED);
     pmr_handshake_host(&again, key, 3, 8, 4); /* another rank */
     pmr_handshake_take(&again, hello.message, &verdict);
-    FUZZ_CHECK(again.stage == PMR_HANDSHAKE_REFUSED && strcmp(again.why, "has another picture of the ranks") == 0);
+    CHECK(again.stage == PMR_HANDSHAKE_REFUSED && strcmp(again.why, "has another picture of the ranks") == 0);
     pmr_handshake_host(&again, key, 1, 8, 4); /* its own words */
     pmr_handshake_take(&again, hello.message, &verdict);
-    FUZZ_CHECK(again.stage == PMR_HANDSHAKE_REFUSED);
+    CHECK(again.stage == PMR_HANDSHAKE_REFUSED);
 }
 
 int main(int argc, char **argv)

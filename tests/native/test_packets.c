@@ -171,7 +171,7 @@ static pmr_net *open_net(const node_layout *layout, const char *hub, uint32_t ra
                                .local_sizes = layout->sizes, .key = key};
     pmr_net *net;
     pmr_error error;
-    FUZZ_CHECK(!pmr_net_open(&options, &net, &error));
+    CHECK(!pmr_net_open(&options, &net, &error));
     return net;
 }
 
@@ -183,22 +183,22 @@ static void play(script *script, uint64_t seed)
     stage stage = {.lock = PTHREAD_MUTEX_INITIALIZER};
     int fd = gang_window(1, 2, (uint64_t)1 << 20);
     node_window_header(fd, &layout, 0, 0);
-    FUZZ_CHECK(!pmr_loopback_hub_open(2, seed, hub, &error));
+    CHECK(!pmr_loopback_hub_open(2, seed, hub, &error));
     stage.ours = open_net(&layout, hub, 0);
     stage.theirs = open_net(&layout, hub, 1);
     const char *addresses[] = {pmr_net_address(stage.ours), pmr_net_address(stage.theirs)};
-    FUZZ_CHECK(!pmr_net_connect(stage.ours, addresses, &error) && !pmr_net_connect(stage.theirs, addresses, &error));
+    CHECK(!pmr_net_connect(stage.ours, addresses, &error) && !pmr_net_connect(stage.theirs, addresses, &error));
     stage.theirs->endpoint->sink = (pmr_sink){&stage, place, arrived, sent, lost};
     pmr_context_options options = {.window_fd = fd, .local_rank = 0, .net = stage.ours};
-    FUZZ_CHECK(!pmr_context_open(&options, &stage.context, &error));
+    CHECK(!pmr_context_open(&options, &stage.context, &error));
     for (uint32_t i = 0; i < REQUESTS_MAX; i++)
         stage.buffers[i] = calloc(2, BYTES_MAX);
-    FUZZ_CHECK(pthread_create(&stage.thread, NULL, listen_on, &stage) == 0);
+    CHECK(pthread_create(&stage.thread, NULL, listen_on, &stage) == 0);
     while (script->at < script->end)
         act(&stage, script);
     pmr_context_fail(stage.context, "the script is over");
     for (uint32_t i = 0; i < stage.count; i++) {
-        FUZZ_CHECK(pmr_request_wait(stage.requests[i], END_NS, &error) != PMR_ERR_TIMEOUT);
+        CHECK(pmr_request_wait(stage.requests[i], END_NS, &error) != PMR_ERR_TIMEOUT);
         pmr_request_free(stage.requests[i]);
     }
     atomic_store(&stage.over, true);
