@@ -188,9 +188,9 @@ def _seat(name: str) -> Seat:
 
 
 def _ssh_command(job: Job, name: str) -> list[str]:
-    patience_s = job.start_timeout_s
+    patience_s = job.start_timeout_s + 1  # --start-timeout runs out first: its line names every missing host
     if job.nodes.spares or job.nodes.least is not None:  # it can go without this one
-        patience_s = min(_PATIENCE_S, patience_s / 3)
+        patience_s = min(_PATIENCE_S, job.start_timeout_s / 3)
     patience = max(1, math.ceil(patience_s))
     words = agent_command()
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -157,10 +157,10 @@ def test_an_exception_leads_into_pdb_in_pmruns_own_terminal(launched, terminal):
 def test_ranks_ask_one_after_another_and_may_be_left(launched, terminal, attach):
     body = BREAKPOINT.replace("if world.rank == 1:", "if True:")
     here = terminal(str(launched.DRIVE), json.dumps({"command": [PYTHON, "-c", body], "world_size": 2}))
-    first = here.answer(b"(Pdb) ", b"\x1d")
-    here.until(b"waits on; to talk to it: pmrun attach ")
-    name = here.until(b" --rank ").split()[0].decode()
-    there = attach(name, "--rank", "1" if b"rank 1 waits" in first else "0")
+    here.answer(b"(Pdb) ", b"\x1d")
+    here.until(b"waits on; to talk to it: pmrun attach ")  # and not what was said of the other rank meanwhile
+    name, _, rank = here.until(b"\r\n").split()
+    there = attach(name.decode(), "--rank", rank.decode())
     there.answer(b"waits in pdb", b"c\r")
     here.answer(b"(Pdb) ", b"c\r")
     assert here.finish()[0] == there.finish()[0] == 0
