@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's part in the store: it holds the other ends of its ranks' sockets and knows where requests go.
 
-Where the gang is on this node alone, its table is here. Else the requests go over the link to the controller's
+Where the gang is on this node alone, its table is here, but for keys that outlive attempts. Else the requests go over the link to the controller's
 (launcher/store_route.py), and none is read while the link is full. Until a rank says its first word the sockets are
 only watched, and the store's modules not loaded: most gangs never use it. Invariant: a rank's line is closed
 before its end is told.
@@ -108,7 +108,7 @@ class AgentStore:
     def _begin(self) -> None:
         """From now on there is a host, which watches the lines itself."""
         from pmrun.launcher.polled_host import PolledHost
-        from pmrun.launcher.store_route import LinkRoute
+        from pmrun.launcher.store_route import LinkRoute, SplitRoute
         from pmrun.store_host import OwnTable
         from pmrun.store_server import StoreServer
 
@@ -116,7 +116,7 @@ class AgentStore:
         self._host = PolledHost(self._poller, self._data_key, lambda text: self._link.send(wire.Notice(text)))
         if self._start.local_world_size == self._start.world_size:
             self._table = OwnTable(StoreServer(self._start.world_size), self._host, time.monotonic)
-            self._host.route = self._table
+            self._host.route = SplitRoute(self._table, LinkRoute(self._link))
             for rank in self._ended:
                 self._table.ended(rank)
         else:

@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -38,9 +38,7 @@ from pmrun.launcher.orders import make_starts
 from pmrun.launcher.placement import lay_out
 from pmrun.launcher.poller import READ, Poller, SignalInbox
 from pmrun.launcher.stdin_source import StdinSource
-
-if TYPE_CHECKING:
-    from pmrun.launcher.store_route import GangStore
+from pmrun.launcher.store_desk import StoreDesk
 
 _SENT_S: Final = 0.2  # what was queued is surely with the kernel by then
 _STANDBY_S: Final = 1.0  # after that a node that came too late asks again whether it is needed
@@ -74,6 +72,7 @@ class Controller:
             raise_for_files(2 * job.world_size + 64)
         self._display = Display(job.output, job.world_size, self._grant)
         self._desk = AttachDesk(self._job_id, self._display, self._send_to_rank)
+        self._store = StoreDesk()
         self._open(fleet)
 
     def _open(self, fleet: Fleet) -> None:
@@ -96,7 +95,7 @@ class Controller:
         self._silent_until = now  # their ranks may run
         self._first_ranks: list[int] = []
         self._stdin = StdinSource([], self._send)
-        self._store: GangStore | None = None
+        self._store.end()
         self._hang: HangDesk | None = None
         self._outcome: gang.Outcome | None = None
         self._again = None
@@ -219,7 +218,7 @@ class Controller:
                 self._meeting.deadline(),
                 self._end_by() if self._gang is None else self._gang.deadline(),
                 self._lease.deadline(),
-                None if self._store is None else self._store.deadline(),
+                self._store.deadline(),
                 None if self._hang is None else self._hang.deadline(now),
             ]
         deadline = min((at for at in times if at is not None), default=None)
@@ -269,13 +268,12 @@ class Controller:
             self._display.say(f"pmrun: {message.text}\n")
         elif self._hang is not None and isinstance(message, wire.Waits | wire.Looked):
             self._do(self._hang.on_message(node, message, now))
-        elif self._store is not None and isinstance(message, wire.StoreRequest | wire.StoreClosed):
+        elif isinstance(message, wire.StoreRequest | wire.StoreClosed):
             self._store.on_message(node, message, now)
         else:
             if isinstance(message, wire.RankExited):
                 self._desk.on_exit(message.rank)
-                if self._store is not None:
-                    self._store.on_rank_ended(message.rank)
+                self._store.on_rank_ended(message.rank)
             self._do(self._gang.on_message(node, message))
 
     def _lose(self, peer: int, why: str) -> None:
@@ -315,8 +313,7 @@ class Controller:
         if self._lease.beat_due(now):
             for peer in [*self._nodes] if self._gang else [guest.peer for guest in self._meeting.guests()]:
                 self._hub.send(peer, wire.Beat())
-        if self._store is not None:
-            self._store.on_tick(now)
+        self._store.on_tick(now)
         if self._hang is not None:
             self._do(self._hang.on_tick(now))
         end_by = self._end_by()
@@ -440,10 +437,8 @@ class Controller:
         self._nodes = {peer: node for node, peer in enumerate(self._peers)}
         self._first_ranks = [node.first_rank for node in nodes]
         self._stdin = StdinSource([n for n, start in enumerate(starts) if start.stdin_ranks], self._send)
+        self._store.begin(starts[0].layout, self._hub, self._peers)
         if len(nodes) > 1:
-            from pmrun.launcher.store_route import GangStore  # on one node its agent has the table
-
-            self._store = GangStore(starts[0].layout, self._hub, self._peers)
             self._display.name_nodes([name for node in nodes for name in [node.name] * node.local_world_size])
         limits = gang.Limits(self._job.grace_s, self._job.timeout_s, self._job.start_timeout_s, self._start_by)
         self._gang = gang.Gang(starts, limits, self._since)
@@ -467,8 +462,7 @@ class Controller:
 
     def _forget(self, node: int) -> None:
         """Nothing more is said to or heard from a node."""
-        if self._store is not None:
-            self._store.on_node_lost(node)
+        self._store.on_node_lost(node)
         peer = self._peers[node]
         self._nodes.pop(peer, None)
         self._hub.drop(self._poller, peer)

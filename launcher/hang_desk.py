@@ -18,16 +18,16 @@ from pmrun.launcher import gang, hang
 from pmrun.launcher.job import Job
 
 if TYPE_CHECKING:
-    from pmrun.launcher.store_route import GangStore
+    from pmrun.launcher.store_desk import StoreDesk
 
 
 class HangDesk:
     """Over one attempt of a gang."""
 
-    def __init__(self, job: Job, starts: Sequence[wire.Start], over: gang.Gang, store: GangStore | None) -> None:
+    def __init__(self, job: Job, starts: Sequence[wire.Start], over: gang.Gang, store: StoreDesk) -> None:
         self._job = job
         self._gang = over
-        self._store = store  # of a gang that spans nodes
+        self._store = store
         self._watch = hang.HangWatch(len(starts), job.hang_timeout_s)
         self._names = tuple(start.node_name for start in starts)
         self._first_ranks = [start.first_rank for start in starts]
@@ -89,10 +89,10 @@ class HangDesk:
         return [note, gang.Say(text), *self._gang.on_hang(rank, f"hang: {report.headline}", f"pmrun: {text}\n")]
 
     def _with_store(self, found: hang.Found, now: float) -> hang.Found:
-        """With what ranks wait for in a store that is here."""
-        if self._store is None:
-            return found
+        """With what ranks wait for in a table that is here."""
         waits = self._store.waits(now)
+        if not waits:
+            return found
         looked = {
             node: msgspec.structs.replace(
                 item, sights=tuple(hang.with_store_wait(sight, waits) for sight in item.sights)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store of a gang that spans nodes: the agents pass requests over their links to the controller's table.
 
-`LinkRoute` is the agent's side (the sockets themselves are pmrun.store_host's), `GangStore` the controller's.
+`LinkRoute` is the agent's side (the sockets themselves are pmrun.store_host's), `GangStore` the controller's. Where the
+gang is on one node, a `SplitRoute` passes on only what outlives the attempt.
 Invariant: replies wait as references to what the table holds and become bytes only while the node's link has
 room, so that a value that a thousand ranks wait for is not kept a thousand times.
 """
@@ -12,12 +13,13 @@ import bisect
 import collections
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from pmrun import store_wire, wire
-from pmrun.store_server import Replies, StoreServer
-from pmrun.store_wire import Ask, Reply
+from pmrun.store_host import OwnTable
+from pmrun.store_server import NOTHING, Replies, StoreServer, is_lasting
+from pmrun.store_wire import Ask, Cancel, Reply
 
 BACKLOG_BYTES: Final = 1 << 20  # of a link: above this no reply is given to it
 
@@ -42,6 +44,32 @@ class LinkRoute:
         self._link.send(wire.StoreClosed(rank))
 
 
+class SplitRoute:
+    """For a gang on one node: its own table, but what outlives the attempt goes to the controller, which does too.
+
+    What is under way bounds what waits in the link, so that nobody has to watch it for room.
+    """
+
+    def __init__(self, table: OwnTable, link: LinkRoute) -> None:
+        self._table = table
+        self._link = link
+        self._passed_on = False  # anything
+
+    def request(self, rank: int, request: Ask) -> None:
+        if is_lasting(request):
+            self._passed_on = True
+            self._link.request(rank, request)
+            return
+        if isinstance(request, Cancel) and self._passed_on:  # of either; numbers are a rank's own
+            self._link.request(rank, request)
+        self._table.request(rank, request)
+
+    def closed(self, rank: int) -> None:
+        if self._passed_on:
+            self._link.closed(rank)
+        self._table.closed(rank)
+
+
 class Outlet(Protocol):
     """What the controller's table needs of the links to the nodes."""
 
@@ -62,11 +90,15 @@ class GangStore:
     outlet : Outlet
     peers : sequence of int
         The outlet's number of each node.
+    lasting : mapping of str to bytes
+        What an earlier attempt left.
     """
 
-    def __init__(self, layout: Sequence[int], outlet: Outlet, peers: Sequence[int]) -> None:
+    def __init__(
+        self, layout: Sequence[int], outlet: Outlet, peers: Sequence[int], lasting: Mapping[str, bytes] = NOTHING
+    ) -> None:
         *self._first_ranks, world_size = itertools.accumulate(layout, initial=0)
-        self._server = StoreServer(world_size)
+        self._server = StoreServer(world_size, lasting)
         self._outlet = outlet
         self._peers = peers
         self._ranks = [range(first, first + count) for first, count in zip(self._first_ranks, layout, strict=True)]
@@ -92,6 +124,10 @@ class GangStore:
         self._replies[node].clear()
         for rank in self._ranks[node]:
             self._server.on_rank_ended(rank)
+
+    def lasting(self) -> dict[str, bytes]:
+        """What the next attempt begins with."""
+        return self._server.lasting()
 
     def waits(self, now: float) -> dict[int, tuple[str, float]]:
         """Which ranks wait, for which key, and how long."""

@@ -38,6 +38,10 @@ _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("Request", "Status", "wait_all", "wait_any", "ANY_SOURCE", "ANY_TAG"), "pmrun._native"),
     "Communicator": "pmrun.communicator",
     "Checkpoint": "pmrun.checkpoint.checkpoint",
+    **dict.fromkeys(("Counter", "Semaphore", "Lock", "RateLimit", "Barrier"), "pmrun.locks"),
+    **dict.fromkeys(("listen", "connect", "address_of"), "pmrun.ports"),
+    "WorkQueue": "pmrun.work_queue",
+    "shard": "pmrun.sharding",
     **dict.fromkeys(("should_stop", "exit_resumable", "RESUMABLE"), "pmrun.preemption"),
     **dict.fromkeys(_OPERATIONS, "pmrun.operations"),
     **dict.fromkeys(
@@ -103,8 +107,18 @@ if TYPE_CHECKING:  # "as" and "*" make a name this package's own
         StoreTimeout as StoreTimeout,
         UsageError as UsageError,
     )
+    from pmrun.locks import (
+        Barrier as Barrier,
+        Counter as Counter,
+        Lock as Lock,
+        RateLimit as RateLimit,
+        Semaphore as Semaphore,
+    )
     from pmrun.operations import *  # noqa: F403 - the types of _OPERATIONS
+    from pmrun.ports import address_of as address_of, connect as connect, listen as listen
     from pmrun.preemption import RESUMABLE as RESUMABLE, exit_resumable as exit_resumable, should_stop as should_stop
+    from pmrun.sharding import shard as shard
+    from pmrun.work_queue import WorkQueue as WorkQueue
 
     world: Communicator
     peers: tuple[str, ...]

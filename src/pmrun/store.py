@@ -6,7 +6,8 @@
     address = pm.store.get("address", timeout=30).decode()      # waits until it is set
     ticket = pm.store.add("tickets", 1)                          # 1, 2, 3, ...: each number to one rank
 
-It is there before `pm.init()`, and begins empty with each attempt of the gang. Keys are text of 1 to 1024 bytes, values
+It is there before `pm.init()`, and begins empty with each attempt of the gang, but for keys that begin with ``lasting/``:
+those stay until the job is over (under another launcher, as long as the gang). Keys are text of 1 to 1024 bytes, values
 bytes of at most 1 MiB, all together at most 64 MiB; text is stored as UTF-8. Any thread may use it. Under plain python it
 belongs to the process; under another launcher (mpirun, torchrun, ...) the first call waits, as `pm.init()` does, until
 all ranks have made one. Keys that begin with ``pmrun/`` are pmrun's own. Invariant: every call has a deadline, and
@@ -102,7 +103,7 @@ def get(key: str, timeout: float | None = None) -> bytes:
 def get_many(keys: Iterable[str], timeout: float | None = None) -> list[bytes]:
     """Return what several keys hold, in their order, once all are set. One call is much faster than one per key."""
     wanted = tuple(_key(key) for key in keys)
-    limit_s = _timeout(timeout)
+    limit_s = patience_s(timeout)
     values: list[bytes] = []
     for batch in _batches(wanted):
         left = batch
@@ -118,7 +119,7 @@ def get_many(keys: Iterable[str], timeout: float | None = None) -> list[bytes]:
 def wait(keys: str | Iterable[str], timeout: float | None = None) -> None:
     """Wait until all of these keys are set. `timeout` and errors as for `get`."""
     wanted = (_key(keys),) if isinstance(keys, str) else tuple(_key(key) for key in keys)
-    limit_s = _timeout(timeout)
+    limit_s = patience_s(timeout)
     for batch in _batches(wanted):
         _done(_ask(store_wire.Get, batch, limit_s, False, within_s=limit_s), limit_s)
 
@@ -173,6 +174,15 @@ def keys(prefix: str = "") -> list[str]:
         found += reply.names
         more = reply.more
     return found
+
+
+def pace(key: str, cost_s: float, credit_s: float, most_s: float) -> float:
+    """For pmrun itself: seconds until one's turn in a line of evenly spaced ones; above `most_s`, none was taken."""
+    most_ns = int(min(most_s, 1e9) * 1e9)
+    reply = _ask(store_wire.Pace, _key(key), int(cost_s * 1e9), int(credit_s * 1e9), most_ns)
+    if not isinstance(reply, store_wire.Sum):
+        _raise(reply)
+    return reply.value / 1e9
 
 
 def data_key() -> bytes:
@@ -295,7 +305,8 @@ def _bytes(key: str, value: Value) -> bytes:
     return data
 
 
-def _timeout(timeout: float | None) -> float:
+def patience_s(timeout: float | None) -> float:
+    """For pmrun itself: what a `timeout` means, in seconds."""
     if timeout is None:
         text = os.environ.get(env.COLLECTIVE_TIMEOUT)
         try:

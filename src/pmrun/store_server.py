@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from pmrun.store_wire import (
     ENTRY_BYTES,
+    LASTING,
     MAX_BATCH_BYTES,
     MAX_KEY_BYTES,
     MAX_STORE_BYTES,
@@ -28,6 +31,7 @@ from pmrun.store_wire import (
     Get,
     Keys,
     Names,
+    Pace,
     Refused,
     Reply,
     Set,
@@ -38,6 +42,8 @@ from pmrun.store_wire import (
 
 NAMED_MAX: Final = 16  # keys and ranks that an error names
 _INT64: Final = range(-(1 << 63), 1 << 63)
+
+NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 Replies = list[tuple[int, Reply]]
 
@@ -56,12 +62,12 @@ class _Wait:
 
 
 class StoreServer:
-    """Keys and values of one attempt of a gang."""
+    """Keys and values of one attempt of a gang; `lasting` is what the one before left."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, lasting: Mapping[str, bytes] = NOTHING) -> None:
         self._world_size = world_size
-        self._table: dict[str, bytes] = {}
-        self.used_bytes = 0  # of MAX_STORE_BYTES
+        self._table = dict(lasting)
+        self.used_bytes = sum(_entry_bytes(key, value) for key, value in lasting.items())  # of MAX_STORE_BYTES
         self._waits: dict[int, dict[int, _Wait]] = {}  # by rank and number
         self._by_key: dict[str, dict[_Wait, None]] = {}  # who waits for a key, in order of coming
         self._deadlines: list[tuple[float, int, _Wait]] = []  # a heap; answered ones stay until it is rebuilt
@@ -87,6 +93,8 @@ class StoreServer:
             return [(rank, Done(request.number, self._drop(request.key)))]
         if isinstance(request, Keys):
             return [(rank, self._keys(request))]
+        if isinstance(request, Pace):
+            return self._pace(rank, request, int(now * 1e9))
         assert isinstance(request, Cancel)
         wait = self._waits.get(rank, {}).get(request.number)
         if wait is not None:
@@ -122,9 +130,15 @@ class StoreServer:
         oldest = [min(waits.values(), key=lambda wait: wait.since) for waits in self._waits.values() if waits]
         return {wait.rank: (next(iter(wait.missing)), now - wait.since) for wait in oldest}
 
+    def lasting(self) -> dict[str, bytes]:
+        """What the next attempt begins with."""
+        return {key: value for key, value in self._table.items() if key.startswith(LASTING)}
+
     # ---- waiting ------------------------------------------------------------------------------------------
 
     def _get(self, rank: int, get: Get, now: float) -> Replies:
+        if is_mixed(get.keys):
+            return [(rank, Refused(get.number, _MIXED, True))]
         missing = {key: None for key in get.keys if key not in self._table}
         if not missing:
             return [(rank, self._answer(get))]
@@ -204,6 +218,8 @@ class StoreServer:
 
     def _set(self, rank: int, request: Set) -> Replies:
         problem = self._problem(request.items)
+        if is_mixed(key for key, _ in request.items):
+            problem = _MIXED, True
         if problem is not None:
             return [(rank, Refused(request.number, *problem))]
         for key, value in request.items:
@@ -241,8 +257,29 @@ class StoreServer:
         self._put(request.key, request.desired)
         return [(rank, Done(request.number, True, request.desired)), *self._wake([request.key])]
 
+    def _pace(self, rank: int, request: Pace, now_ns: int) -> Replies:
+        held = self._table.get(request.key, b"0")
+        try:
+            turn_ns = max(int(held), now_ns - request.credit_ns)
+        except ValueError:
+            return [(rank, Refused(request.number, f"key {request.key!r} holds {held[:40]!r}, which is no time", True))]
+        if turn_ns - now_ns <= request.most_ns:
+            value = b"%d" % (turn_ns + request.cost_ns)
+            problem = self._problem(((request.key, value),))
+            if problem is not None:
+                return [(rank, Refused(request.number, *problem))]
+            self._put(request.key, value)
+        return [(rank, Sum(request.number, turn_ns - now_ns))]
+
     def _keys(self, request: Keys) -> Names:
-        found = [key for key in self._table if key > request.after and key.startswith(request.prefix)]
+        asked = request.prefix.startswith(
+            LASTING
+        )  # elsewhere they are kept in another table, so they are never among others
+        found = [
+            key
+            for key in self._table
+            if key > request.after and key.startswith(request.prefix) and key.startswith(LASTING) == asked
+        ]
         found.sort()
         size = 0
         for count, key in enumerate(found):
@@ -281,6 +318,25 @@ class StoreServer:
             return False
         self.used_bytes -= _entry_bytes(key, held)
         return True
+
+
+_MIXED: Final = f"keys that begin with {LASTING!r} and others in one call: make a call for each"
+
+
+def is_lasting(request: Ask) -> bool:
+    """Whether a request is about keys that outlive the attempt."""
+    if isinstance(request, Set):
+        return any(key.startswith(LASTING) for key, _ in request.items)
+    if isinstance(request, Get):
+        return any(key.startswith(LASTING) for key in request.keys)
+    if isinstance(request, Keys):
+        return request.prefix.startswith(LASTING)
+    return not isinstance(request, Cancel) and request.key.startswith(LASTING)
+
+
+def is_mixed(keys: Iterable[str]) -> bool:
+    """Whether some keys outlive the attempt, and some do not."""
+    return len({key.startswith(LASTING) for key in keys}) > 1
 
 
 def _key_problem(key: str) -> str | None:

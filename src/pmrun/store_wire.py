@@ -16,13 +16,14 @@ import msgspec
 
 from pmrun.errors import PmrunError
 
-VERSION: Final = 1  # a rank may run another installation of pmrun than its agent
+VERSION: Final = 2  # a rank may run another installation of pmrun than its agent
 MAX_KEY_BYTES: Final = 1 << 10
 MAX_VALUE_BYTES: Final = 1 << 20
 MAX_BATCH_BYTES: Final = 1 << 20  # of keys and values, where a request or reply has several
 MAX_FRAME_BYTES: Final = 2 * MAX_VALUE_BYTES + (64 << 10)  # a compare_and_set has two values
 MAX_STORE_BYTES: Final = 64 << 20
 ENTRY_BYTES: Final = 128  # what an entry counts beside its key and value
+LASTING: Final = "lasting/"  # keys that begin so outlive attempts; no request mixes them with others
 
 _LENGTH = struct.Struct("<I")
 _T = TypeVar("_T")
@@ -89,11 +90,24 @@ class Keys(_Word, frozen=True, tag="keys"):
     after: str
 
 
+class Pace(_Word, frozen=True, tag="pace"):
+    """Take a place in a line of evenly spaced ones: `Sum`, nanoseconds from now until its turn (not above 0: at once).
+
+    The key holds when the line ends, by the host's clock, which is the only one in it. A line that ended earlier than
+    `credit_ns` ago begins there. A turn further away than `most_ns` is not taken.
+    """
+
+    key: str
+    cost_ns: int
+    credit_ns: int
+    most_ns: int
+
+
 class Cancel(_Word, frozen=True, tag="cancel"):
     """Nobody waits for the reply to this number any more. There is no reply."""
 
 
-Ask = Set | Get | Add | CompareAndSet | Delete | Keys | Cancel  # what the table answers
+Ask = Set | Get | Add | CompareAndSet | Delete | Keys | Pace | Cancel  # what the table answers
 Request = Open | Ask  # the host of the rank's line answers the first
 
 
@@ -121,7 +135,7 @@ class Values(_Word, frozen=True, tag="values"):
 
 
 class Sum(_Word, frozen=True, tag="sum"):
-    """What the key holds now."""
+    """What the key holds now; of `Pace`, how long until then."""
 
     value: int
 

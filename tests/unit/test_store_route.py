@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 
 from pmrun import store_wire, wire
+from pmrun.launcher.store_desk import StoreDesk
 from pmrun.launcher.store_route import GangStore
 from pmrun.store_wire import Ask, Done, Get, Reply, Set, TimedOut, Values
 
@@ -121,3 +122,23 @@ def test_random_links_keep_the_order_of_each_rank(rng: random.Random) -> None:
         store.on_tick(0.0)
     heard[0].remove(-1)
     assert heard == asked
+
+
+def test_attempts_hand_lasting_keys_on_and_nothing_else() -> None:
+    links, desk = Links(), StoreDesk()
+    desk.begin((2, 3, 1), links, [7, 5, 6])
+    desk.on_rank_ended(4)
+    items = Set(1, (("lasting/k", b"v"),)), Set(2, (("k", b"v"),))
+    for request in items:
+        desk.on_message(0, wire.StoreRequest(0, store_wire.encode(request)), 0.0)
+    desk.on_message(1, wire.StoreRequest(2, store_wire.encode(Get(1, ("none",), 9.0, True))), 0.0)
+    assert desk.deadline() == 9.0 and desk.waits(1.0) == {2: ("none", 1.0)}
+    desk.end()
+    desk.on_message(0, wire.StoreRequest(0, store_wire.encode(items[1])), 0.0)  # on its way when the attempt ended
+    assert desk.deadline() is None and desk.waits(1.0) == {}
+    links.take(7)
+    desk.begin((2, 1), links, [5, 6])
+    desk.on_node_lost(1)
+    desk.on_message(0, wire.StoreRequest(0, store_wire.encode(Get(1, ("lasting/k",), 0.0, True))), 0.0)
+    desk.on_message(0, wire.StoreRequest(1, store_wire.encode(Get(1, ("k",), 0.0, True))), 0.0)
+    assert links.take(5) == [(0, Values(1, (b"v",))), (1, TimedOut(1, ("k",), 1, (), (2,)))]

@@ -20,6 +20,7 @@ from pmrun.store_wire import (
     Get,
     Keys,
     Names,
+    Pace,
     Refused,
     Set,
     Sum,
@@ -119,6 +120,42 @@ def test_compare_and_set() -> None:
     assert server.on_request(0, CompareAndSet(3, "a", None, b"z"), 0.0) == [(0, Done(3, False, b"y"))]
     assert server.on_request(0, CompareAndSet(4, "a", b"y", None), 0.0) == [(0, Done(4, True, None))]
     assert server.on_request(0, Delete(5, "a"), 0.0) == [(0, Done(5, False))]
+
+
+def test_lasting_keys_are_what_the_next_attempt_begins_with() -> None:
+    server = StoreServer(1)
+    put(server, "lasting/a", b"1")
+    put(server, "b", b"2")
+    assert server.on_request(0, Keys(1, "", ""), 0.0) == [(0, Names(1, ("b",), False))]
+    after = StoreServer(2, server.lasting())
+    assert after.on_request(0, Keys(1, "lasting/", ""), 0.0) == [(0, Names(1, ("lasting/a",), False))]
+    assert after.on_request(1, Get(2, ("lasting/a",), 0.0, True), 0.0) == [(1, Values(2, (b"1",)))]
+    assert after.used_bytes == len("lasting/a") + 1 + store_wire.ENTRY_BYTES
+
+
+def test_no_request_mixes_lasting_keys_and_others() -> None:
+    server = StoreServer(1)
+    for request in (Set(1, (("lasting/a", b""), ("b", b""))), Get(1, ("b", "lasting/a"), 0.0, True)):
+        ((rank, reply),) = server.on_request(0, request, 0.0)
+        assert isinstance(reply, Refused) and reply.usage and "make a call for each" in reply.text
+    assert server.used_bytes == 0
+
+
+def test_turns_are_spaced_and_idle_time_gives_credit() -> None:
+    server = StoreServer(1)
+    second, never = 10**9, 10**15
+
+    def pace(now: float, most_ns: int = never) -> float:
+        ((_, reply),) = server.on_request(0, Pace(1, "p", second, 2 * second, most_ns), now)
+        assert isinstance(reply, Sum)
+        return reply.value / second
+
+    assert [pace(100.0) for _ in range(5)] == [-2, -1, 0, 1, 2]  # three at once, then one a second
+    assert pace(100.0, second) == 3 and pace(100.0) == 3  # the first of them took no turn
+    assert pace(200.0) == -2
+    put(server, "p", b"x")
+    ((_, reply),) = server.on_request(0, Pace(1, "p", 1, 0, 0), 0.0)
+    assert isinstance(reply, Refused) and "which is no time" in reply.text
 
 
 def test_names_come_in_pages() -> None:
