@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 PMRUN = [sys.executable, "-m", "pmrun"]
 OWN = Path(__file__).with_name("chaos_training.py")
 PACE_S = 0.01  # of a step of the program of our own
-QUIET_S = 60.0  # without an event: something hangs
+QUIET_S = 60.0  # without an event, beyond what the whole run took in peace: something hangs
 LOOK_S = 0.002
 
 
@@ -63,25 +63,27 @@ def strike(blow: Blow, pids: dict[int, int], launcher: int) -> None:
         return
 
 
-def follow(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+def follow(path: Path, process: subprocess.Popen[bytes], quiet_s: float) -> Iterator[dict[str, Any]]:
     """The job's events as they come, to its end."""
     with open(path, "rb") as file:
-        rest, quiet_by = b"", time.monotonic() + QUIET_S
+        rest, quiet_by = b"", time.monotonic() + quiet_s
         while True:
             ended = process.poll() is not None
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:
-                quiet_by = time.monotonic() + QUIET_S
+                quiet_by = time.monotonic() + quiet_s
                 yield json.loads(line)
             if ended:
                 return
             if time.monotonic() > quiet_by:
                 process.kill()
-                raise SystemExit(f"chaos: no event for {QUIET_S:g} s: something hangs")
+                raise SystemExit(f"chaos: no event for {quiet_s:.0f} s: something hangs")
             select.select([], [], [], LOOK_S)
 
 
-def storm(command: list[str], plan: list[Blow], folder: Path, output: Path) -> tuple[int, list[float], int]:
+def storm(
+    command: list[str], plan: list[Blow], folder: Path, output: Path, quiet_s: float
+) -> tuple[int, list[float], int]:
     """Run under blows: exit code, time from each blow to the next start of the gang, and blows that came too late."""
     path = folder / "events"
     path.touch()
@@ -89,7 +91,7 @@ def storm(command: list[str], plan: list[Blow], folder: Path, output: Path) -> t
     pending, times, struck_at = list(reversed(plan)), [], 0.0
     pids: dict[int, int] = {}
     with open(output, "wb") as file, subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT) as process:
-        for event in follow(path, process):
+        for event in follow(path, process, quiet_s):
             if event["event"] == "rank_started":
                 pids[event["rank"]] = event["pid"]
             elif event["event"] == "gang_started":
@@ -146,10 +148,12 @@ def main() -> int:
             for run, pace in (("calm", "0"), ("storm", str(PACE_S)))
         )
         ranks = ["-n", str(asked.ranks)]
+        began = time.monotonic()
         calm_run = subprocess.run([*PMRUN, *ranks, *calm], stdout=subprocess.PIPE, text=True, check=True)
+        quiet_s = QUIET_S + time.monotonic() - began
         output = folder / "output"
         plan = blows(asked.seed, asked.kills, asked.ranks, asked.within)
-        code, times, missed = storm([*ranks, *stormy], plan, folder, output)
+        code, times, missed = storm([*ranks, *stormy], plan, folder, output, quiet_s)
         text = output.read_text(errors="replace")
     problems = [f"exit code {code}"] if code else []
     problems += [f"{missed} blows came too late: the run was too short"] if missed else []
