@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pmrun.errors import ExitCode, LaunchError, UsageError
+from pmrun.errors import EngineError, ExitCode, LaunchError, UsageError
 from pmrun.launcher import commands, options as opt
 from pmrun.launcher.command_line import Kind, split
+from pmrun.launcher.option import Values, suggestion
+from pmrun.launcher.submission.choices import SUBMISSION
 from pmrun.version import RELEASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pmrun.launcher.command_line import CommandLine
-    from pmrun.launcher.job import Job
+    from pmrun.launcher.job import Job, Nodes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), ExitCode.USAGE)
     except LaunchError as error:
         return _complain(str(error), ExitCode.START_FAILED)
+    except EngineError as error:
+        return _complain(str(error), ExitCode.ENGINE_FAILED)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception:  # noqa: BLE001 - whatever else is raised is a defect, which has an exit code of its own
@@ -69,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
     if command is not None:
         return command(list(arguments[1:]))
     line = split(arguments)
-    asked = opt.Values()
+    asked = Values()
     for setting in line.settings:
         if not setting.option.settable:
             asked.put(setting.option, setting.text)
@@ -80,7 +84,7 @@ def _run(arguments: Sequence[str]) -> int:
     return _hand_over(job, dry_run=asked.get(opt.DRY_RUN))
 
 
-def _page(asked: opt.Values) -> str:
+def _page(asked: Values) -> str:
     """Help, version or completion script, where one was asked for."""
     if asked.get(opt.HELP):
         from pmrun.launcher.help_page import help_page
@@ -110,7 +114,7 @@ def _hand_over(job: Job, *, dry_run: bool) -> int:
         import json
 
         return _show(json.dumps(backend.dry_run(job), indent=2) + "\n")
-    if job.output.directory is not None:
+    if job.output.directory is not None and job.submission is None:
         _make_directory(job.output.directory)
     code: int = backend.run(job)
     return code
@@ -119,11 +123,11 @@ def _hand_over(job: Job, *, dry_run: bool) -> int:
 # ---- the job ----------------------------------------------------------------------------------------------
 
 
-def read_values(line: CommandLine) -> opt.Values:
+def read_values(line: CommandLine) -> Values:
     """All options, the stronger source put over the weaker."""
     from pmrun.launcher import config
 
-    values = opt.Values()
+    values = Values()
     settings = [*config.from_file(_here()), *config.from_environment(os.environ), *line.settings]
     for setting in settings:
         try:
@@ -135,29 +139,57 @@ def read_values(line: CommandLine) -> opt.Values:
 
 def build_job(line: CommandLine) -> Job:
     """Check everything that needs no process, and say it all in one Job."""
-    from pmrun.launcher.cgroup import ControlGroups, usable_cpus
-    from pmrun.launcher.job import BindTo, Job, Output, Stream
-    from pmrun.launcher.nodes import read_nodes
-    from pmrun.launcher.program import complete_command
-
     if line.kind is Kind.NOTHING and not line.settings:
         raise UsageError("nothing to run; write: pmrun -n 4 script.py args... (pmrun --help has examples)")
+    from pmrun.launcher import backends
+    from pmrun.launcher.nodes import read_nodes
+
     values = read_values(line)
+    name = values.get(opt.BACKEND)
+    if name is not None and backends.submits(name):
+        return _submitted_job(line, values, name)
+    for setting in line.settings:
+        if setting.option in SUBMISSION:
+            raise UsageError(f"{setting.option.spelling} is for a job on an engine, and this one has none: give --on")
     nodes, default, world_size = read_nodes(values)
-    backend = _backend_name(values, default)
+    return build_job_here(line, values, nodes, _backend_name(values, default), world_size)
+
+
+def build_job_here(line: CommandLine, values: Values, nodes: Nodes, backend: str, ranks: int | None) -> Job:
+    """A job whose ranks, or those of this node, start where this is: all that it names is looked for."""
+    from pmrun.launcher.cgroup import ControlGroups, usable_cpus
+    from pmrun.launcher.program import complete_command
+
     cwd = _directory(values)
     env = _environment(values)
     command = complete_command(line, cwd or _here(), {**os.environ, **dict(env)})
-    world_size = world_size or usable_cpus(ControlGroups())
+    return _job(
+        values, ranks or usable_cpus(ControlGroups()), _output_directory(values), command=command, backend=backend,
+        cwd=cwd, env=env, nodes=nodes,
+    )  # fmt: skip
+
+
+def _submitted_job(line: CommandLine, values: Values, engine: str) -> Job:
+    """A job that starts elsewhere: its words are kept, and what they mean is found out there."""
+    from pmrun.launcher.submission import read
+
+    nodes, ranks = read.read_nodes(values, line, engine)
+    return _job(
+        values, ranks, values.get(opt.OUTPUT_DIR), command=read.program_words(line), backend=engine,
+        cwd=values.get(opt.CWD), env=_environment(values), nodes=nodes,
+        submission=read.read_submission(values, engine),
+    )  # fmt: skip
+
+
+def _job(values: Values, world_size: int, output_directory: str | None, **where: Any) -> Job:
+    """What all jobs have in common, and `where`: the other fields."""
+    from pmrun.launcher.job import BindTo, Job, Output, Stream
+
     stdin = values.get(opt.STDIN)
     if isinstance(stdin, int) and stdin >= world_size:
         raise UsageError(f"--stdin {stdin}: there is no rank {stdin} among {_ranks(world_size)}; choose one of them")
     return Job(
-        command=command,
         world_size=world_size,
-        backend=backend,
-        cwd=cwd,
-        env=env,
         map_by=BindTo(values.get(opt.MAP_BY)),
         bind_to=BindTo(values.get(opt.BIND_TO) or values.get(opt.MAP_BY)),  # a map alone would do nothing
         stdin=stdin if isinstance(stdin, int) else Stream(stdin),
@@ -165,7 +197,7 @@ def build_job(line: CommandLine) -> Job:
             tag=values.get(opt.TAG),
             timestamp=values.get(opt.TIMESTAMP),
             only_ranks=_only_ranks(values, world_size),
-            directory=_output_directory(values),
+            directory=output_directory,
         ),
         timeout_s=values.get(opt.TIMEOUT),
         start_timeout_s=values.get(opt.START_TIMEOUT),
@@ -178,7 +210,7 @@ def build_job(line: CommandLine) -> Job:
         transport=values.get(opt.TRANSPORT),
         reproducible=values.get(opt.REPRODUCIBLE),
         encrypt=values.get(opt.ENCRYPT),
-        nodes=nodes,
+        **where,
     )
 
 
@@ -193,7 +225,7 @@ def _here() -> str:
         raise UsageError("the current directory does not exist any more; cd to another one") from None
 
 
-def _backend_name(values: opt.Values, default: str) -> str:
+def _backend_name(values: Values, default: str) -> str:
     """The backend's name, once its module could be loaded; listing all is left for the error."""
     from pmrun.launcher import backends
 
@@ -202,14 +234,14 @@ def _backend_name(values: opt.Values, default: str) -> str:
         backends.load(name)
     except UsageError:
         known = backends.names()
-        close = opt.suggestion(name, known)
+        close = suggestion(name, known)
         raise UsageError(
             f"--on {name}: there is no backend '{name}'{close}; choose one of: {', '.join(known)}"
         ) from None
     return name
 
 
-def _directory(values: opt.Values) -> str | None:
+def _directory(values: Values) -> str | None:
     cwd = values.get(opt.CWD)
     if cwd is None:
         return None
@@ -222,7 +254,7 @@ def _directory(values: opt.Values) -> str | None:
     return path
 
 
-def _environment(values: opt.Values) -> tuple[tuple[str, str], ...]:
+def _environment(values: Values) -> tuple[tuple[str, str], ...]:
     """Pairs in the order given, the last of equal names alone; a bare name is looked up here."""
     pairs: dict[str, str] = {}
     for name, value in values.get(opt.ENV):
@@ -234,14 +266,14 @@ def _environment(values: opt.Values) -> tuple[tuple[str, str], ...]:
     return tuple(pairs.items())
 
 
-def _only_ranks(values: opt.Values, world_size: int) -> frozenset[int] | None:
+def _only_ranks(values: Values, world_size: int) -> frozenset[int] | None:
     ranks = values.get(opt.ONLY_RANKS)
     if ranks is not None and max(ranks) >= world_size:
         raise UsageError(f"--only-ranks: there is no rank {max(ranks)} among {_ranks(world_size)}; choose from them")
     return ranks
 
 
-def _output_directory(values: opt.Values) -> str | None:
+def _output_directory(values: Values) -> str | None:
     """Checked now, created when the backend has the job, so that a refused job leaves no directory behind."""
     directory = values.get(opt.OUTPUT_DIR)
     if directory is None:
@@ -264,7 +296,7 @@ def _make_directory(path: str) -> None:
         raise UsageError(f"--output-dir: cannot create {path}: {error.strerror}; choose another place") from None
 
 
-def _events_file(values: opt.Values) -> str | None:
+def _events_file(values: Values) -> str | None:
     name = values.get(opt.JSON_EVENTS)
     if name is None:
         return None

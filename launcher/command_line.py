@@ -13,7 +13,8 @@ import enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmrun.errors import UsageError
-from pmrun.launcher.options import OPTIONS, Option, suggestion
+from pmrun.launcher.option import Option, suggestion
+from pmrun.launcher.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,12 +13,13 @@ from typing import Any
 from pmrun.bench.points import known
 from pmrun.errors import UsageError
 from pmrun.launcher import commands
-from pmrun.launcher.bench.choices import TABLE
-from pmrun.launcher.options import OPTIONS, Option, suggestion
+from pmrun.launcher.bench.choices import KNOWN, TABLE
+from pmrun.launcher.option import Option, suggestion
+from pmrun.launcher.options import OPTIONS
 
 Options = tuple[Option[Any], ...]
 
-_BENCH: Options = (*OPTIONS, *TABLE)
+_BENCH: Options = KNOWN
 _INSTALL = {
     "bash": 'eval "$(pmrun --completion bash)"    # in ~/.bashrc',
     "zsh": 'eval "$(pmrun --completion zsh)"    # in ~/.zshrc, after compinit',

@@ -2,9 +2,9 @@
 """Options from the environment and from a configuration file.
 
 PMRUN_GRACE=10 is --grace 10. The file is the nearest one, from the current directory upwards: `pmrun.toml`, or a
-`pyproject.toml` that has `[tool.pmrun]`; its keys are the options' names. The command line goes over the
-environment and the environment over the file. Invariant: a key or a PMRUN_* variable that pmrun does not know is an
-error, so a misspelled option is never passed over in silence.
+`pyproject.toml` that has `[tool.pmrun]`; its keys are the options' names, and a table with a backend's name holds what
+--with says to that one. The command line goes over the environment and the environment over the file. Invariant: a
+key or a PMRUN_* variable that pmrun does not know is an error, so a misspelled option is never passed over in silence.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from pmrun import env
 from pmrun.errors import UsageError
 from pmrun.launcher.command_line import Setting
-from pmrun.launcher.options import OPTIONS, SET_BY_AGENT, check_name, suggestion
+from pmrun.launcher.option import SET_BY_AGENT, check_name, suggestion
+from pmrun.launcher.options import OPTIONS
+from pmrun.launcher.submission.choices import WITH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pmrun.launcher.options import Option
+    from pmrun.launcher.option import Option
 
 FILE_NAMES = ("pmrun.toml", "pyproject.toml")
 
@@ -29,6 +31,7 @@ _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "an array", dict: "a table",
 }  # fmt: skip
 _IN_A_TABLE = (str, int, float)  # how a program wants its true and false, nobody knows
+_IN_AN_ENGINES_TABLE = (str, int, float, bool, list)
 _SETTABLE = {option.name: option for option in OPTIONS if option.settable}
 _VARIABLES = {option.variable for option in _SETTABLE.values()}
 # Not options: what a rank has, which a pmrun inside it inherits, what a rank reads, and the build's switches.
@@ -65,10 +68,29 @@ def from_file(directory: str) -> list[Setting]:
     found = []
     for key, value in table.items():
         option = _SETTABLE.get(key)
+        if option is None and isinstance(value, dict) and _is_backend(key):
+            found += _for_engine(path, key, value)
+            continue
         if option is None:
             raise UsageError(f"{path}: unknown key '{key}'{suggestion(key, list(_SETTABLE))}; see pmrun --help")
         origin = f"{path}: key '{key}'"
         found += [Setting(option, text, origin) for text in _texts(value, option, origin)]
+    return found
+
+
+def _is_backend(name: str) -> bool:
+    from pmrun.launcher import backends
+
+    return name in backends.names()
+
+
+def _for_engine(path: str, engine: str, table: dict[str, object]) -> list[Setting]:
+    """[tool.pmrun.slurm] and the like: what --with says on the command line, for that engine."""
+    found = []
+    for key, value in table.items():
+        origin = f"{path}: key '{engine}.{key}'"
+        texts = [_text(item, _IN_AN_ENGINES_TABLE, origin) for item in (value if isinstance(value, list) else [value])]
+        found += [Setting(WITH, f"{engine}:{key}={text}", origin) for text in texts]
     return found
 
 

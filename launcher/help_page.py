@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from pmrun.launcher import commands
-from pmrun.launcher.options import OPTIONS, Option
+from pmrun.launcher.option import Option
+from pmrun.launcher.options import OPTIONS
 
 _WIDTH = 100
 _COLUMN = 30  # where the texts begin
@@ -45,6 +46,7 @@ _EXAMPLES = """\
   0     all ranks ended well
   n     the first rank to fail ended with n; 128 + s if signal s killed it (137: SIGKILL)
   2     the command line or configuration is wrong; nothing was started
+  69    the engine (Slurm, AWS Batch, Kubernetes) refused the job or could not be asked
   70    a defect of pmrun
   74    the standard output cannot be written (141: nobody reads it any more)
   75    the gang could not be started whole in time; or it saved its work, to be resumed

@@ -49,8 +49,27 @@ class Nodes(msgspec.Struct, frozen=True):
     interface: str | None = None  # a name, an address or a network; None: the way to the main node
 
 
+class Submission(msgspec.Struct, frozen=True):
+    """What a job says to the engine that it is submitted to; what was not said is None, and the engine's to choose."""
+
+    name: str | None = None
+    image: str | None = None
+    queue: str | None = None
+    namespace: str | None = None
+    cpu: float | None = None  # this and the next three: of each node
+    gpu: int | None = None
+    memory_mib: int | None = None
+    shared_memory_mib: int | None = None
+    gang: str | None = None
+    retries: int = 0  # of the whole job, by the engine
+    settings: tuple[tuple[str, str], ...] = ()  # keys and values that this engine alone knows
+    detach: bool = False
+    on_interrupt: str = "ask"
+
+
 class Job(msgspec.Struct, frozen=True):
-    """One gang, as asked for. `command` is complete: the interpreter is already in it."""
+    """One gang, as asked for. `command` is complete: the interpreter is already in it. Only a job that is submitted has
+    the words of the command line there instead, which are completed on its nodes."""
 
     command: tuple[str, ...]
     world_size: int
@@ -73,3 +92,4 @@ class Job(msgspec.Struct, frozen=True):
     reproducible: bool = False  # the same bits on any layout
     encrypt: bool = False  # data between nodes
     nodes: Nodes = msgspec.field(default_factory=Nodes)
+    submission: Submission | None = None  # to an engine; None: pmrun runs the job itself

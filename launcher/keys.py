@@ -47,6 +47,11 @@ def job_secret(secret: bytes, job: str) -> bytes:
     return derive(secret, f"job {job}")
 
 
+def run_secret(secret: bytes, token: str) -> bytes:
+    """The secret of one try of a job that an engine starts, so that tries which overlap do not take each other's nodes."""
+    return derive(secret, f"run {token}") if token else secret
+
+
 def data_key(secret: bytes, attempt: int) -> bytes:
     """Proves to each other that the ends of a data connection belong to the same attempt."""
     return derive(secret, f"data {attempt}")

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pmrun.errors import UsageError
 from pmrun.launcher import options as opt
 from pmrun.launcher.job import Nodes
+from pmrun.launcher.option import NodeRange, Option, Values
 
 if TYPE_CHECKING:
     from pmrun.launcher.hosts import Host
 
 
-def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
+def read_nodes(values: Values) -> tuple[Nodes, str, int | None]:
     """The nodes, the backend that they mean, and the number of ranks (None: not said, and one machine)."""
     ranks = values.get(opt.RANKS)
     hosts = _hosts(values)
@@ -41,7 +42,7 @@ def read_nodes(values: opt.Values) -> tuple[Nodes, str, int | None]:
     return _by_ssh(values, hosts, ranks)
 
 
-def _range_by_hand(values: opt.Values, hosts: tuple[Host, ...]) -> opt.NodeRange | None:
+def _range_by_hand(values: Values, hosts: tuple[Host, ...]) -> NodeRange | None:
     """Least and most nodes, where they are started by hand."""
     count, wanted = values.get(opt.NNODES), values.get(opt.NODES)
     if count is None:
@@ -51,7 +52,7 @@ def _range_by_hand(values: opt.Values, hosts: tuple[Host, ...]) -> opt.NodeRange
     return count, count
 
 
-def _by_ssh(values: opt.Values, hosts: tuple[Host, ...], ranks: int | None) -> tuple[Nodes, str, int]:
+def _by_ssh(values: Values, hosts: tuple[Host, ...], ranks: int | None) -> tuple[Nodes, str, int]:
     import shlex
 
     from pmrun.launcher.hosts import room, spread
@@ -83,7 +84,7 @@ def _by_ssh(values: opt.Values, hosts: tuple[Host, ...], ranks: int | None) -> t
     return nodes, "ssh", sum(counts)
 
 
-def _hosts(values: opt.Values) -> tuple[Host, ...]:
+def _hosts(values: Values) -> tuple[Host, ...]:
     hosts = values.get(opt.HOSTS) or ()
     path = values.get(opt.HOSTFILE)
     if path is None:
@@ -99,7 +100,7 @@ def _hosts(values: opt.Values) -> tuple[Host, ...]:
         raise UsageError(f"--hostfile {path}: {error}") from None
 
 
-def _by_hand(values: opt.Values, wanted: opt.NodeRange, ranks: int | None) -> tuple[Nodes, str, int | None]:
+def _by_hand(values: Values, wanted: NodeRange, ranks: int | None) -> tuple[Nodes, str, int | None]:
     least, count = wanted
     name = "--nnodes" if values.get(opt.NNODES) is not None else "--nodes"
     rank = values.get(opt.NODE_RANK)
@@ -123,7 +124,7 @@ def _by_hand(values: opt.Values, wanted: opt.NodeRange, ranks: int | None) -> tu
     return nodes, "by_hand", ranks
 
 
-def _refuse(values: opt.Values, needed: str, *options: opt.Option[Any]) -> None:
+def _refuse(values: Values, needed: str, *options: Option[Any]) -> None:
     """As a variable they may also be for ranks of another launcher in the same script, and are passed over."""
     for option in options:
         if values.get(option) is not None and not os.environ.get(option.variable):

@@ -12,23 +12,12 @@ user can read nothing listens and nothing is dialled.
 from __future__ import annotations
 
 import os
-import sys
 
-from pmrun import wire
-from pmrun.errors import LaunchError
-from pmrun.launcher import bootstrap, hosts, interfaces, keys, rank_process
-from pmrun.launcher.agent_loop import Own
-from pmrun.launcher.agents import ProcessFleet
-from pmrun.launcher.dial import Meeting
-from pmrun.launcher.events import EventLog
+from pmrun.launcher import hosts, interfaces, keys
 from pmrun.launcher.job import Job
-from pmrun.launcher.keeper import Summons, keep_coming
-from pmrun.launcher.meeting_place import addresses_here, own_address, split_main
-from pmrun.launcher.net_link import NetHub
-from pmrun.launcher.rendezvous import Seat
-from pmrun.launcher.sink import open_standard_fds
+from pmrun.launcher.meeting_place import addresses_here, split_main
+from pmrun.launcher.one_node import Standing, address_of_main, be_node
 from pmrun.secret import read_secret
-from pmrun.version import RELEASE
 
 
 class Backend:
@@ -36,7 +25,8 @@ class Backend:
 
     def dry_run(self, job: Job) -> dict[str, object]:
         """What this node would do."""
-        secret, host, port, rank = _agreed(job)
+        standing = _agreed(job)
+        rank = standing.node_rank
         return {
             "backend": "by_hand",
             "world_size": job.world_size,
@@ -45,8 +35,8 @@ class Backend:
             "max_restarts": job.max_restarts,
             "least_nodes": job.nodes.least or job.nodes.count,
             "ranks_by_node": hosts.share(job.world_size, job.nodes.count),
-            "main": interfaces.endpoint(host, port),
-            "listens": own_address(host, job.nodes.interface, "--main", "--interface") if rank == 0 else None,
+            "main": interfaces.endpoint(standing.host, standing.port),
+            "listens": address_of_main(job, standing) if rank == 0 else None,
             "command": list(job.command),
             "cwd": job.cwd or os.getcwd(),
             "env": dict(job.env),
@@ -54,63 +44,15 @@ class Backend:
 
     def run(self, job: Job) -> int:
         """Be this node to the end."""
-        open_standard_fds()
-        secret, host, port, rank = _agreed(job)
-        if rank == 0:
-            return _be_main(job, secret, own_address(host, job.nodes.interface, "--main", "--interface"), port)
-        meeting = Meeting(((host, port),), secret, rank, job.start_timeout_s)
-        hello = wire.Hello(wire.VERSION, rank, 0, release=RELEASE, num_nodes=job.nodes.count, world_size=job.world_size)
-        own = Own(
-            tuple(map(os.fsencode, job.command)),
-            None if job.cwd is None else os.fsencode(job.cwd),
-            tuple((os.fsencode(name), os.fsencode(value)) for name, value in job.env),
-        )
-        return keep_coming(Summons(meeting, hello, job.nodes.interface, own, job.max_restarts > 0), _tell)
+        return be_node(job, _agreed(job))
 
 
-def _agreed(job: Job) -> tuple[bytes, str, int, int]:
-    """What all nodes know alike, and this one's number: secret, host, port, rank."""
+def _agreed(job: Job) -> Standing:
+    """What all nodes know alike, and this one's number."""
     assert job.nodes.secret_file is not None and job.nodes.main is not None
     secret = read_secret(job.nodes.secret_file, "--secret-file")
     host, port = split_main(job.nodes.main)
     rank = job.nodes.rank
     if rank is None:  # the same command on every node: the one that has the address is the main node
         rank = 0 if addresses_here(host) else -1
-    return secret, host, port or keys.main_port(secret), rank
-
-
-def _be_main(job: Job, secret: bytes, ip: str, port: int) -> int:
-    events = EventLog(job.json_events)
-    rank_process.become_subreaper()
-    seats = tuple(Seat("") for _ in range(job.nodes.count))  # they remember who sat there
-
-    def muster(silent: frozenset[int]) -> ProcessFleet:
-        """Listen again at the same place, and start this node's agent; the others come by themselves."""
-        try:
-            hub = NetHub(secret, job.nodes.count, [(ip, port)])
-        except OSError as error:
-            raise LaunchError(
-                f"cannot listen on {interfaces.endpoint(ip, port)}: {error.strerror}; does another job with this "
-                "secret run here? give it a secret of its own, or --main ADDRESS:PORT"
-            ) from None
-        for seat in seats:
-            seat.note = ""
-        counts = hosts.share(job.world_size, job.nodes.count)
-        fleet = ProcessFleet(hub, seats, counts, RELEASE, job.nodes.least)
-        told = bootstrap.Bootstrap(
-            wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
-        )
-        fleet.start(0, told, _explain)
-        return fleet
-
-    return muster(frozenset()).run(job, events, muster)
-
-
-def _explain(status: int, last: list[str]) -> str:
-    words = last[-1].removeprefix("pmrun: ") if last else f"exit code {status}"
-    return f"the agent of the main node ended: {words}"
-
-
-def _tell(text: str) -> None:
-    if text:
-        print(f"pmrun: waiting for the main node: {text}", file=sys.stderr, flush=True)
+    return Standing(rank, host, port or keys.main_port(secret), secret)

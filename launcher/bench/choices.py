@@ -18,8 +18,7 @@ from pmrun.errors import UsageError
 from pmrun.launcher.bench.peers import PEERS, Environments, default_home
 from pmrun.launcher.command_line import Kind, Setting, split
 from pmrun.launcher.help_page import entry
-from pmrun.launcher.options import (
-    OPTIONS,
+from pmrun.launcher.option import (
     Option,
     Values,
     one_of,
@@ -28,7 +27,8 @@ from pmrun.launcher.options import (
     parse_text,
     suggestion,
     whole_number,
-)  # fmt: skip
+)
+from pmrun.launcher.options import OPTIONS
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SIZE_MAX = 64 << 30
@@ -130,6 +130,9 @@ TABLE: tuple[Option[Any], ...] = (
     AGAINST, ROUNDS, INSTALL, PEERS_DIR,
 )  # fmt: skip
 
+_OWN = {option.name for option in TABLE}
+KNOWN = (*(option for option in OPTIONS if option.name not in _OWN), *TABLE)  # --memory is another thing here
+
 
 class Choices(NamedTuple):
     """What `pmrun bench` was asked for."""
@@ -147,7 +150,7 @@ def read(argv: list[str]) -> Choices:
     words: list[str] = []
     rest = argv
     while rest:
-        line = split(rest, (*OPTIONS, *TABLE), "pmrun bench --help")
+        line = split(rest, KNOWN, "pmrun bench --help")
         for setting in line.settings:
             if setting.option not in TABLE:
                 settings.append(setting)

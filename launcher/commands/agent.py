@@ -1,27 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent of one node, as a backend starts it there: `pmrun agent` is not for people.
+"""`pmrun agent [options] script.py ...`: one node of a job, on each node of an engine.
 
-Reads where to go and the secret from its standard input (launcher/bootstrap.py), which stays open as its lifeline:
-when it ends, so do the agent and its ranks. What happens on the way to the meeting is told in lines on standard
-output that begin with `MARK`. Invariant: when this process has ended, nothing that it started is left.
+With a program it is the whole node: who it is, where the main node is and the secret come from options, PMRUN_*
+variables or the engine's own (launcher/standing.py). Without one it is the agent that a backend starts there: it reads
+where to go and the secret from its standard input (launcher/bootstrap.py), which stays open as its lifeline: when it
+ends, so do the agent and its ranks; what happens on the way to the meeting is told in lines on standard output that
+begin with `MARK`. Invariant: when this process has ended, nothing that it started is left.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 from pmrun import wire
-from pmrun.errors import UsageError
-from pmrun.launcher import bootstrap
+from pmrun.errors import ExitCode, UsageError
+from pmrun.launcher import bootstrap, options as opt
+from pmrun.launcher.command_line import CommandLine, Kind, split
 from pmrun.launcher.dial import Meeting
+from pmrun.launcher.job import Nodes
 from pmrun.launcher.keeper import Summons, keep_agent
+from pmrun.launcher.submission.choices import SUBMISSION
 from pmrun.version import RELEASE
+
+_HELP = """\
+pmrun agent [options] script.py args...: be one node of a job
+
+For schedulers: start the same command once on each node. It takes the options of pmrun; -n is for all nodes together.
+The number of nodes, this one's, the main node's address and the secret come from --nnodes, --node-rank, --main and
+--secret-file, else from PMRUN_NUM_NODES, PMRUN_NODE_RANK, PMRUN_MAIN and PMRUN_SECRET_FILE or PMRUN_SECRET, else from
+what srun, AWS Batch, Kubernetes or mpirun say. Node 0 prints the output of all ranks; all nodes end with the job's code.
+"""
+_UNFIT = (opt.BACKEND, opt.HOSTS, opt.HOSTFILE, opt.SSH, *SUBMISSION)
 
 
 def run(argv: list[str]) -> int:
     """Be the agent until the gang is over."""
-    if argv or os.isatty(0):
-        raise UsageError("pmrun starts its agents itself; for a node by hand use --nnodes (see pmrun --help)")
+    if argv in (["-h"], ["--help"]):
+        sys.stdout.write(_HELP)
+        return ExitCode.OK
+    if argv:
+        return _be_node(split(argv, help_command="pmrun agent --help"))
+    if os.isatty(0):
+        raise UsageError("say what this node runs; see pmrun agent --help")
     told = bootstrap.read(0)
     for name, value in told.environment:
         os.environb[name] = value
@@ -37,3 +58,39 @@ def _tell(text: str) -> None:
         os.write(1, bootstrap.MARK + text.encode() + b"\n")
     except OSError:
         return  # whoever would read it is gone, as the lifeline will say
+
+
+# ---- a whole node -----------------------------------------------------------------------------------------
+
+
+def _be_node(line: CommandLine) -> int:
+    from pmrun.launcher import cli
+    from pmrun.launcher.one_node import be_node
+    from pmrun.launcher.standing import find_place
+
+    for setting in line.settings:
+        if setting.option in _UNFIT or (not setting.option.settable and setting.option is not opt.NODE_RANK):
+            raise UsageError(f"pmrun agent: {setting.option.spelling} has no meaning on a node; see pmrun agent --help")
+    if line.kind is Kind.NOTHING:
+        raise UsageError("say what this node runs; see pmrun agent --help")
+    values = cli.read_values(line)
+    place = find_place(values, os.environ)
+    ranks = values.get(opt.RANKS)
+    if ranks is None or ranks < place.num_nodes:
+        raise UsageError(f"say how many ranks there are on all nodes together, {place.num_nodes} at least: -n N")
+    nodes = Nodes(count=place.num_nodes, rank=place.standing.node_rank, interface=values.get(opt.INTERFACE))
+    job = cli.build_job_here(line, values, nodes, "by_hand", ranks)
+    standing = place.standing
+    who = f"node {standing.node_rank}" if standing.node_rank >= 0 else "a node"
+    by = f" ({place.told_by})" if place.told_by else ""
+    where = (
+        f"the others dial port {standing.port}" if standing.node_rank == 0 else f"dials {standing.host}:{standing.port}"
+    )
+    _say(f"{os.uname().nodename} is {who} of {place.num_nodes}{by}, pmrun {RELEASE}; {where}")
+    code = be_node(job, standing)
+    _say(f"{os.uname().nodename} ends with exit code {code}")
+    return code
+
+
+def _say(text: str) -> None:
+    print(f"pmrun: {text}", file=sys.stderr, flush=True)

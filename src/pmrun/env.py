@@ -46,6 +46,11 @@ SECRET_FILE = "PMRUN_SECRET_FILE"  # by it ranks of another launcher meet over s
 MAIN = "PMRUN_MAIN"  # where rank 0 is, for those; default: what the launcher says; also the option
 INTERFACE = "PMRUN_INTERFACE"  # of this node, for those; default: the one that routes to rank 0; also the option
 
+
+# ---- read by `pmrun agent`, which an engine starts on each node ------------------------------------------------
+SECRET = "PMRUN_SECRET"  # the job's secret, 64 hex digits or base64; taken out of the environment before ranks start
+RUN_TOKEN = "PMRUN_RUN_TOKEN"  # differs between all tries of all jobs with that secret; default: the engine's own name
+
 # ---- what other programs expect: torch's names always, the last three only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"
 TORCH_MASTER_PORT = "MASTER_PORT"

@@ -17,6 +17,7 @@ class ExitCode:
     """
 
     OK = 0
+    ENGINE_FAILED = 69  # the engine that runs the job refused, or could not be asked (EX_UNAVAILABLE)
     INTERNAL = 70  # a defect of pmrun itself
     USAGE = 2  # the command line, the configuration or the script named is wrong; nothing was started
     OUTPUT_FAILED = 74  # the standard output cannot be written: its disk is full
@@ -140,3 +141,7 @@ class CheckpointError(PmrunError, RuntimeError):
 
 class LaunchError(PmrunError):
     """The gang could not be started whole."""
+
+
+class EngineError(PmrunError):
+    """The engine that runs a job (Slurm, AWS Batch, Kubernetes) refused something or could not be asked."""

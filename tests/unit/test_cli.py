@@ -50,6 +50,7 @@ class KeptJobs:
         module = types.ModuleType("pmrun.launcher.backends")
         module.names = lambda: ["elsewhere", "local"]  # type: ignore[attr-defined]
         module.load = load  # type: ignore[attr-defined]
+        module.submits = lambda name: False  # type: ignore[attr-defined]
         return module
 
 
@@ -222,7 +223,7 @@ def test_dry_run_prints_json_and_creates_nothing(kept: KeptJobs, capsys: pytest.
         ("--grce 3 train.py", "unknown option --grce (did you mean --grace?); see pmrun --help"),
         ("--no-grace train.py", "unknown option --no-grace"),
         ("--no-tga train.py", "unknown option --no-tga (did you mean --no-tag?); see pmrun --help"),
-        ("-q train.py", "unknown option -q; see pmrun --help"),
+        ("-q train.py", "unknown option -q (did you mean --queue?); see pmrun --help"),
         ("--tag=yes train.py", "option --tag takes no value; write --tag alone"),
         ("-hx train.py", "option -h takes no value; write options one by one"),
         ("--grace soon train.py", "--grace 'soon': a time is a number of seconds, or has a unit: 1.5, 500ms, 30s"),

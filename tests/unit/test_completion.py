@@ -25,6 +25,8 @@ _pmrun
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 
+COMMANDS = ["agent", "attach", "bench", "cancel", "explain-last", "list", "logs", "secret", "status", "why"]
+
 
 @pytest.fixture
 def script(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
@@ -67,7 +69,7 @@ def test_the_shell_accepts_it(script: Path) -> None:
         (["--grace", ""], [""]),
         (["tr"], ["train.py"]),
         (["--cwd", ""], ["folder"]),
-        ([""], ["train.py", "folder", "attach", "bench", "explain-last", "secret"]),
+        ([""], ["train.py", "folder", *COMMANDS]),
         (["b"], ["bench"]),
         (["-n", "2", "b"], [""]),
         (["bench", "--peers"], ["--peers", "--peers-dir"]),

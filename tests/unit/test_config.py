@@ -11,9 +11,10 @@ from pmrun import env
 from pmrun.errors import UsageError
 from pmrun.launcher import cli, config, options as opt
 from pmrun.launcher.command_line import split
+from pmrun.launcher.option import Values, parse_duration
 
 
-def values(*arguments: str) -> opt.Values:
+def values(*arguments: str) -> Values:
     return cli.read_values(split(arguments))
 
 
@@ -209,10 +210,10 @@ def test_variables_of_ranks_and_of_the_build_are_no_options() -> None:
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert opt.parse_duration(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "5d", "5 parsecs", "-5", "inf", "nan", "5sm", "m5", "1e99"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="a time is a number of seconds"):
-        opt.parse_duration(text)
+        parse_duration(text)
