@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pmrun.env import RESULTS_FD
 from pmrun.errors import EngineError, ExitCode, LaunchError, UsageError
 from pmrun.launcher import commands, options as opt
 from pmrun.launcher.command_line import Kind, split
@@ -116,6 +117,13 @@ def _hand_over(job: Job, *, dry_run: bool) -> int:
         return _show(json.dumps(backend.dry_run(job), indent=2) + "\n")
     if job.output.directory is not None and job.submission is None:
         _make_directory(job.output.directory)
+    wanted = os.environ.pop(RESULTS_FD, None)
+    if wanted is not None:
+        import msgspec
+
+        from pmrun.launcher.results import adopt
+
+        job = msgspec.structs.replace(job, results_fd=adopt(wanted))
     code: int = backend.run(job)
     return code
 

@@ -120,6 +120,11 @@ class Controller:
                 outcome = self._restart(self._again)
             self._report(outcome)
             self._serve(self._flushing)
+            if self._job.results_fd is not None:
+                from pmrun.launcher import results
+
+                self._store.end()
+                results.hand_over(self._job.results_fd, outcome, self._attempts.number, self._store.lasting)
         finally:
             self._desk.close()
             self._fleet.close()

@@ -92,4 +92,5 @@ class Job(msgspec.Struct, frozen=True):
     reproducible: bool = False  # the same bits on any layout
     encrypt: bool = False  # data between nodes
     nodes: Nodes = msgspec.field(default_factory=Nodes)
+    results_fd: int | None = None  # for the program that started pmrun (launcher/results.py)
     submission: Submission | None = None  # to an engine; None: pmrun runs the job itself

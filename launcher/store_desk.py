@@ -8,7 +8,7 @@ table is made no sooner than somebody needs it: most gangs never do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pmrun import wire
@@ -21,7 +21,7 @@ class StoreDesk:
     """Over all attempts of a job."""
 
     def __init__(self) -> None:
-        self._lasting: dict[str, bytes] = {}
+        self.lasting: Mapping[str, bytes] = {}  # as the last attempt that is over left them
         self._table: GangStore | None = None
         self._place: tuple[Sequence[int], Outlet, Sequence[int]] | None = None
         self._ended: list[int] = []  # ranks, before there was a table
@@ -34,7 +34,7 @@ class StoreDesk:
     def end(self) -> None:
         """The attempt is over: nobody is answered any more."""
         if self._table is not None:
-            self._lasting = self._table.lasting()
+            self.lasting = self._table.lasting()
         self._table = self._place = None
         self._ended.clear()
 
@@ -45,7 +45,7 @@ class StoreDesk:
                 return
             from pmrun.launcher.store_route import GangStore
 
-            self._table = GangStore(*self._place, self._lasting)
+            self._table = GangStore(*self._place, self.lasting)
             for rank in self._ended:
                 self._table.on_rank_ended(rank)
         self._table.on_message(node, message, now)

@@ -42,6 +42,7 @@ _HOME = {  # name -> the module that defines it
     **dict.fromkeys(("listen", "connect", "address_of"), "pmrun.ports"),
     "WorkQueue": "pmrun.work_queue",
     "shard": "pmrun.sharding",
+    "parallel": "pmrun.functions",
     **dict.fromkeys(("should_stop", "exit_resumable", "RESUMABLE"), "pmrun.preemption"),
     **dict.fromkeys(_OPERATIONS, "pmrun.operations"),
     **dict.fromkeys(
@@ -107,6 +108,7 @@ if TYPE_CHECKING:  # "as" and "*" make a name this package's own
         StoreTimeout as StoreTimeout,
         UsageError as UsageError,
     )
+    from pmrun.functions import parallel as parallel
     from pmrun.locks import (
         Barrier as Barrier,
         Counter as Counter,

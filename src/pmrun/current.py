@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pmrun.foreign import Placement
     from pmrun.meeting import Met
-    from pmrun.parallel import Parallel
+    from pmrun.place import Parallel
     from pmrun.transports import Choice
 
 LOOPBACK = "127.0.0.1"
@@ -135,7 +135,7 @@ def _choice() -> Choice | None:
 
 def __getattr__(name: str) -> Any:
     if name == "parallel":
-        from pmrun.parallel import Parallel
+        from pmrun.place import Parallel
 
         placement = _foreign()
         if placement is not None:

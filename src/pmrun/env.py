@@ -51,6 +51,12 @@ INTERFACE = "PMRUN_INTERFACE"  # of this node, for those; default: the one that 
 SECRET = "PMRUN_SECRET"  # the job's secret, 64 hex digits or base64; taken out of the environment before ranks start
 RUN_TOKEN = "PMRUN_RUN_TOKEN"  # differs between all tries of all jobs with that secret; default: the engine's own name
 
+# ---- between a program that calls a `pm.parallel` function and the `pmrun` and ranks that it starts --------------
+RESULTS_FD = (
+    "PMRUN_RESULTS_FD"  # descriptor where pmrun writes how the job ended and what is kept, and whose child it is
+)
+RESULTS = "lasting/pmrun/results/"  # keys of the store whose values are handed over then
+
 # ---- what other programs expect: torch's names always, the last three only where the user did not set them ----
 TORCH_MASTER_ADDR = "MASTER_ADDR"
 TORCH_MASTER_PORT = "MASTER_PORT"

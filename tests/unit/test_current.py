@@ -11,7 +11,7 @@ import pytest
 
 import pmrun as pm
 from pmrun import env, operations
-from pmrun.parallel import Parallel
+from pmrun.place import Parallel
 
 
 def test_plain_python_is_a_world_of_one() -> None:
