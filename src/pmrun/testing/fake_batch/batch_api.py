@@ -191,16 +191,18 @@ class BatchApi:
     def describe_jobs(self, request: Request) -> Reply:
         if len(request["jobs"]) > _DESCRIBED_MAX:
             raise bad_request(f"at most {_DESCRIBED_MAX} jobs can be described at once")
-        described = []
+        described, unseen = [], set()
         for text in request["jobs"]:
             job_id, _, node = text.rpartition("job/")[2].partition("#")
             job = self.jobs.get(job_id)
             if job is None or (node and not (node.isdigit() and int(node) < job.life.num_nodes)):
                 continue
             if job.unseen > 0:
-                job.unseen -= 1
+                unseen.add(job)
                 continue
             described.append(detail.of_node(job, int(node)) if node else detail.of_job(job))
+        for job in unseen:
+            job.unseen -= 1
         return {"jobs": described}
 
     def list_jobs(self, request: Request) -> Reply:

@@ -133,7 +133,7 @@ class FakeBatch:
 
     def client(self, service: str, **named: Any) -> Any:
         """boto3's client of `batch`, `logs`, `ssm` or `s3`."""
-        return self._session.client(service, endpoint_url=self.endpoint_url, **named)
+        return self._session.client(service, **{"endpoint_url": self.endpoint_url, **named})
 
     def fail(
         self, operation: str = "", *, status: int = 429, code: str = "TooManyRequestsException",

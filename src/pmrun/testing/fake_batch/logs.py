@@ -19,6 +19,7 @@ GROUP: Final = "/aws/batch/job"
 _EVENT_BYTES_MAX: Final = 256 * 1024 - 26
 _PAGE_MAX: Final = 10_000
 _STREAMS_MAX: Final = 50
+_FILTERED_MAX: Final = 100
 _NAME: Final = re.compile(r"[^:*]{1,512}")
 
 
@@ -104,6 +105,29 @@ class LogsApi:
         since, until = request.get("startTime", 0), request.get("endTime", float("inf"))
         page = [event for event in events[first:last] if since <= event["timestamp"] < until]
         return {"events": page, "nextForwardToken": f"f/{last}", "nextBackwardToken": f"b/{first}"}
+
+    def filter_log_events(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        streams = self._group(request)
+        names = request.get("logStreamNames") or sorted(streams)
+        if len(names) > _FILTERED_MAX or request.get("filterPattern"):
+            raise Refused(
+                "InvalidParameterException", f"this fake filters up to {_FILTERED_MAX} streams by name and time"
+            )
+        if not set(names) <= set(streams):
+            raise Refused("ResourceNotFoundException", "The specified log stream does not exist.")
+        since, until = request.get("startTime", 0), request.get("endTime", float("inf"))
+        found = [
+            {**event, "logStreamName": name, "eventId": f"{name}/{number}"}
+            for name in names
+            for number, event in enumerate(streams[name].events)
+            if since <= event["timestamp"] < until
+        ]
+        found.sort(key=lambda event: int(event["timestamp"]))
+        first, limit = int(request.get("nextToken", "0")), request.get("limit", _PAGE_MAX)
+        answer: dict[str, Any] = {"events": found[first : first + limit], "searchedLogStreams": []}
+        if first + limit < len(found):
+            answer["nextToken"] = str(first + limit)
+        return answer
 
     def _group(self, request: Mapping[str, Any]) -> dict[str, Stream]:
         streams = self._groups.get(request.get("logGroupName", ""))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import Any, Final
 
+from pmrun.env import MAIN
 from pmrun.testing.fake_batch.jobs import Job
 from pmrun.testing.fake_batch.lifecycle import EXITED, Action, Start
 from pmrun.testing.fake_batch.logs import GROUP, LogsApi, Stream
@@ -126,7 +127,7 @@ class Runner:
         options = container.get("logConfiguration", {}).get("options", {})
         name = f"{options.get('awslogs-stream-prefix', job.definition['jobDefinitionName'])}/default/{task}"
         stream = self._logs.stream(options.get("awslogs-group", GROUP), name)
-        env = self._environment(job, index, container, task)
+        env = self._environment(job, index, container, task, address)
         node = self._network.start(address, job.command(index), env, job.shared_memory_mib(index))
         running = _Running(job, index, node, stream)
         self._running[job.job_id, index] = running
@@ -151,7 +152,9 @@ class Runner:
     def _secret(self, item: Mapping[str, str]) -> str | None:
         return self._parameters.value(item["valueFrom"])
 
-    def _environment(self, job: Job, index: int, container: Mapping[str, Any], task: str) -> dict[str, str]:
+    def _environment(
+        self, job: Job, index: int, container: Mapping[str, Any], task: str, address: str
+    ) -> dict[str, str]:
         life = job.life
         env = {
             "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -162,6 +165,8 @@ class Runner:
             **job.variables(index, life.nodes[life.main].address),
         }
         env.update((item["name"], self._secret(item) or "") for item in container.get("secrets", ()))
+        if not self._network.isolated and index == life.main:
+            env.setdefault(MAIN, address)  # its routes do not say which address of this machine is its own
         return env
 
     def _read(self, running: _Running) -> bool:
