@@ -50,7 +50,8 @@ class BatchClient:
         self._connect = connect
         self._engine = engine
         self._clients: dict[tuple[str, str | None], Any] = {}
-        self._streams: dict[str, logs.Streams] = {}  # by job id
+        self._streams: dict[str, logs.Streams] = {}  # by job id, as the next is
+        self._far_nodes: dict[str, tuple[object, list[dict[str, Any]]]] = {}
 
     # ---- submitting ---------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class BatchClient:
             raise
 
     def _described(self, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The job and its nodes, in one call up to 99 of them: Batch passes over nodes that are not."""
+        """The job and its nodes, in one call: Batch passes over nodes that are not."""
         region, job_id = self._parts(name)
         batch = self._client("batch", region)
         asked = [job_id, *(f"{job_id}#{node}" for node in range(_DESCRIBED_MAX - 1))]
@@ -170,14 +171,26 @@ class BatchClient:
             raise NoSuchJob(f"AWS Batch knows no job {name} (yet, or any more): it forgets them after a week")
         if "nodeProperties" not in job:
             raise EngineError(f"{name} is no multi-node job, so pmrun did not submit it")
-        count = job["nodeProperties"]["numNodes"]
+        nodes = [*found.values(), *self._others(name, job)]
+        nodes.sort(key=lambda item: int(item["nodeDetails"]["nodeIndex"]))
+        self._streams[job_id] = _streams(job, nodes)
+        return job, nodes
+
+    def _others(self, name: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """The nodes that one call has no room for. They are asked for again when the job's own state has changed, so that
+        who follows a job of a thousand nodes does not spend ten calls on each look."""
+        region, job_id = self._parts(name)
+        count, state = job["nodeProperties"]["numNodes"], (job["status"], len(job.get("attempts", ())))
+        known = self._far_nodes.get(job_id)
+        if known is not None and known[0] == state:
+            return known[1]
+        nodes: list[dict[str, Any]] = []
         for first in range(_DESCRIBED_MAX - 1, count, _DESCRIBED_MAX):
             asked = [f"{job_id}#{node}" for node in range(first, min(count, first + _DESCRIBED_MAX))]
             with self._known(name):
-                found.update((item["jobId"], item) for item in batch.describe_jobs(jobs=asked)["jobs"])
-        nodes = sorted(found.values(), key=lambda item: int(item["nodeDetails"]["nodeIndex"]))
-        self._streams[job_id] = _streams(job, nodes)
-        return job, nodes
+                nodes += self._client("batch", region).describe_jobs(jobs=asked)["jobs"]
+        self._far_nodes[job_id] = (state, nodes)
+        return nodes
 
 
 def _quietly(call: Callable[[], object]) -> None:
