@@ -64,6 +64,7 @@ def _completed(job: Job) -> Job:
     if not any(key == "execution-role" for key, _ in settings):
         settings = (*settings, ("execution-role", _ROLE))
     submission = msgspec.structs.replace(
-        said, image=said.image or "this-machine", queue=said.queue or "fake-queue", settings=settings
-    )
+        said, image=said.image or "this-machine", queue=said.queue or "fake-queue", settings=settings,
+        on_interrupt="cancel",  # the job cannot go on without this command
+    )  # fmt: skip
     return msgspec.structs.replace(job, cwd=job.cwd or os.getcwd(), submission=submission)

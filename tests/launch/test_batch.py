@@ -14,6 +14,7 @@ from botocore.config import Config
 
 import gang_helper
 import machines
+from pmrun.errors import UsageError
 from pmrun.launcher import cli
 from pmrun.launcher.aws_batch.client import BatchClient
 from pmrun.launcher.command_line import split
@@ -197,3 +198,27 @@ def test_bad_input_is_told_in_one_line(aws: FakeBatch, client: BatchClient, tmp_
     assert any(
         "CannotPullContainerError" in finding.what and "--image" in finding.remedy for finding in client.why(name)
     )
+
+
+def test_queues_on_which_a_job_would_wait_for_ever_are_refused(
+    aws: FakeBatch, client: BatchClient, tmp_path: Path
+) -> None:
+    batch = aws.client("batch")
+    usual = batch.describe_compute_environments()["computeEnvironments"][0]["computeResources"]
+    for kind, told in (
+        ("SPOT", "is SPOT"),
+        ("FARGATE", "is FARGATE"),
+        ("UNMANAGED", "is UNMANAGED"),
+        ("EC2", "DISABLED"),
+    ):
+        more = {} if kind == "UNMANAGED" else {"computeResources": {**usual, "type": kind}}
+        batch.create_compute_environment(
+            computeEnvironmentName=kind, type="UNMANAGED" if kind == "UNMANAGED" else "MANAGED", **more
+        )
+        batch.create_job_queue(
+            jobQueueName=kind, priority=1, state="DISABLED" if kind == "EC2" else "ENABLED",
+            computeEnvironmentOrder=[{"order": 1, "computeEnvironment": kind}],
+        )  # fmt: skip
+        with pytest.raises(UsageError, match=told):
+            submit(client, tmp_path, "", "--queue", kind)
+    assert aws.calls()[-1] == "DescribeComputeEnvironments"  # nothing was made
