@@ -96,7 +96,7 @@ def _of_type(
     by_word = bool(allowed & {*_WORDS}) and kind[0] in "cmr"
     if not by_word and not allowed & {kind, kind.partition(".")[0]}:
         yield Finding(
-            f"the queue has no {kind}: its instances are {', '.join(sorted(allowed))}", "correct instance-type"
+            f"the queue has no {kind}: its instances are {', '.join(sorted(allowed))}", "correct --with instance-type"
         )
     with _where_allowed():
         with told(f"look at the instance type {kind}"):
