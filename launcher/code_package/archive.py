@@ -69,11 +69,14 @@ class Package:
         self._file.seek(0)
         return self._file
 
+    def close(self) -> None:
+        self._file.close()
+
     def __enter__(self) -> Package:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close()
 
 
 def pack(root: str, limit_bytes: int = LIMIT_BYTES) -> Package:

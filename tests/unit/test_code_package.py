@@ -189,7 +189,7 @@ def test_links_that_lead_out(code: Path, target: str) -> None:
     (code / "across").symlink_to(".")
     (code / "link").symlink_to(target)
     if target == ".":
-        pack(str(code)).file.close()
+        pack(str(code)).close()
     else:
         with pytest.raises(UsageError, match=rf"the link {code}/link -> {target} leads out of the directory"):
             pack(str(code))
