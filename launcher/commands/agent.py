@@ -5,7 +5,7 @@ With a program it is the whole node: who it is, where the main node is and the s
 variables or the engine's own (launcher/standing.py). Without one it is the agent that a backend starts there: it reads
 where to go and the secret from its standard input (launcher/bootstrap.py), which stays open as its lifeline: when it
 ends, so do the agent and its ranks; what happens on the way to the meeting is told in lines on standard output that
-begin with `MARK`. Invariant: when this process has ended, nothing that it started is left.
+begin with `MARK`. With `--code` it works in a directory of its own, in which it unpacked what was submitted. Invariant: when this process has ended, nothing that it started is left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pmrun.launcher.command_line import CommandLine, Kind, split
 from pmrun.launcher.dial import Meeting
 from pmrun.launcher.job import Nodes
 from pmrun.launcher.keeper import Summons, keep_agent
-from pmrun.launcher.submission.choices import SUBMISSION
+from pmrun.launcher.option import Values
+from pmrun.launcher.submission.choices import CODE, CODE_LIMIT, SUBMISSION
+from pmrun.launcher.submission.node_command import SUBMITTED_BY
 from pmrun.version import RELEASE
 
 _HELP = """\
@@ -30,8 +32,9 @@ For schedulers: start the same command once on each node. It takes the options o
 The number of nodes, this one's, the main node's address and the secret come from --nnodes, --node-rank, --main and
 --secret-file, else from PMRUN_NUM_NODES, PMRUN_NODE_RANK, PMRUN_MAIN and PMRUN_SECRET_FILE or PMRUN_SECRET, else from
 what srun, AWS Batch, Kubernetes or mpirun say. Node 0 prints the output of all ranks; all nodes end with the job's code.
+--code PLACE/HASH.tar.gz is a package that was submitted: it becomes the working directory, and goes with the job.
 """
-_UNFIT = (opt.BACKEND, opt.HOSTS, opt.HOSTFILE, opt.SSH, *SUBMISSION)
+_UNFIT = {opt.BACKEND, opt.HOSTS, opt.HOSTFILE, opt.SSH, *SUBMISSION} - {CODE, CODE_LIMIT}
 
 
 def run(argv: list[str]) -> int:
@@ -39,6 +42,11 @@ def run(argv: list[str]) -> int:
     if argv in (["-h"], ["--help"]):
         sys.stdout.write(_HELP)
         return ExitCode.OK
+    if argv[:1] == [SUBMITTED_BY]:
+        from pmrun.launcher.code_package.stock_image import check_release
+
+        check_release(argv[1] if len(argv) > 1 else "")
+        argv = argv[2:]
     if argv:
         return _be_node(split(argv, help_command="pmrun agent --help"))
     if os.isatty(0):
@@ -64,16 +72,32 @@ def _tell(text: str) -> None:
 
 
 def _be_node(line: CommandLine) -> int:
-    from pmrun.launcher import cli
-    from pmrun.launcher.one_node import be_node
-    from pmrun.launcher.standing import find_place
+    from pmrun.launcher.cli import read_values
 
     for setting in line.settings:
         if setting.option in _UNFIT or (not setting.option.settable and setting.option is not opt.NODE_RANK):
             raise UsageError(f"pmrun agent: {setting.option.spelling} has no meaning on a node; see pmrun agent --help")
     if line.kind is Kind.NOTHING:
         raise UsageError("say what this node runs; see pmrun agent --help")
-    values = cli.read_values(line)
+    values = read_values(line)
+    # Of the command line alone: a file on the node may say what its owner submits.
+    address = next((setting.text for setting in reversed(line.settings) if setting.option is CODE), None)
+    if address is None:
+        return _start(line, values)
+    from pmrun.launcher.code_package.unpack import unpacked
+
+    with unpacked(address, values.get(CODE_LIMIT) << 20) as folder:
+        # Not this process's own directory: a module of the user's would be imported there for one of pmrun's.
+        values.put(opt.CWD, os.path.join(folder, values.get(opt.CWD) or ""))
+        _say(f"{os.uname().nodename} has the code of {address} in {folder}")
+        return _start(line, values)
+
+
+def _start(line: CommandLine, values: Values) -> int:
+    from pmrun.launcher import cli
+    from pmrun.launcher.one_node import be_node
+    from pmrun.launcher.standing import find_place
+
     place = find_place(values, os.environ)
     ranks = values.get(opt.RANKS)
     if ranks is None or ranks < place.num_nodes:

@@ -47,6 +47,18 @@ def parse_cpus(text: str) -> float:
     return cpus
 
 
+def parse_code(text: str) -> str | None:
+    """A directory, or none."""
+    return None if text == "none" else parse_text(text)
+
+
+def parse_pip(text: str) -> str:
+    """This release, or where wheels are: checked where it is used, as few jobs have it."""
+    from pmrun.launcher.code_package.stock_image import parse_source
+
+    return parse_source(text)
+
+
 def parse_with(text: str) -> With:
     """KEY=VALUE, or ENGINE:KEY=VALUE."""
     name, equals, value = text.partition("=")
@@ -67,7 +79,9 @@ def _amount(name: str, parse: Callable[[str], Any], metavar: str, kinds: tuple[t
 
 
 JOB_NAME = _text("job-name", "NAME", "the job's name there; default: made from the program's")
-IMAGE = _text("image", "IMAGE", "the container image that each node runs; it has Python, pmrun and the program")
+IMAGE = _text(
+    "image", "IMAGE", "the container image that each node runs; it has Python, and what --code and --pip do not bring"
+)
 QUEUE = _text("queue", "QUEUE", "where the job waits: a Batch job queue, a Slurm partition")
 NAMESPACE = _text("namespace", "NAME", "the Kubernetes namespace; default: the one that is in use")
 CPU: Option[float | None] = _amount("cpu", parse_cpus, "N", _NUMBER, "CPUs of each node")
@@ -79,6 +93,18 @@ SHARED_MEMORY: Option[int | None] = _amount("shared-memory", parse_mib, "8G", (s
 GANG = _text(
     "gang", "HOW", "what lets all nodes start together, or none: kueue:QUEUE, volcano:QUEUE, native, none, ..."
 )
+CODE: Option[str | None] = Option(
+    "code", parse_code, None, metavar="DIR|none", group=ENGINE, complete="dir",
+    text="send the code in DIR to the nodes, without what git ignores (docs/code-package.md); default: none",
+)  # fmt: skip
+CODE_LIMIT = Option(
+    "code-limit", parse_mib, 64, metavar="64M", group=ENGINE, text="how large the code may be; default: 64M",
+)  # fmt: skip
+CODE_STORE = _text("code-store", "URL", "where the code waits for the nodes: s3://bucket/prefix, or a shared directory")
+PIP: Option[str | None] = Option(
+    "pip", parse_pip, None, metavar="WHEELS|VERSION", group=ENGINE,
+    text="install pmrun on the nodes: this version, or from a directory or URL of wheels; default: the image has it",
+)  # fmt: skip
 RETRIES = Option(
     "retries", whole_number(0, RANKS_MAX, "the number of retries"), 0, metavar="N", group=ENGINE, kinds=WHOLE,
     text="the engine starts the whole job anew, at most so often, after it failed or lost a node; default: 0",
@@ -97,5 +123,6 @@ ON_INTERRUPT = Option(
 )  # fmt: skip
 
 SUBMISSION: tuple[Option[Any], ...] = (
-    JOB_NAME, IMAGE, QUEUE, NAMESPACE, CPU, GPU, MEMORY, SHARED_MEMORY, GANG, RETRIES, WITH, DETACH, ON_INTERRUPT,
+    JOB_NAME, IMAGE, QUEUE, NAMESPACE, CPU, GPU, MEMORY, SHARED_MEMORY, GANG, RETRIES,
+    CODE, CODE_LIMIT, CODE_STORE, PIP, WITH, DETACH, ON_INTERRUPT,
 )  # fmt: skip

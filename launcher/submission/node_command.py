@@ -8,26 +8,48 @@ others. Invariant: an option that has its default is not written, so equal jobs 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pmrun.launcher import options as opt
 from pmrun.launcher.job import Job
 from pmrun.launcher.option import Option
+from pmrun.launcher.submission import choices
+from pmrun.version import RELEASE
+
+SUBMITTED_BY: Final = "--submitted-by"  # then a release; read before any option, which another release may not have
 
 
-def agent_words(job: Job) -> list[str]:
+def node_words(job: Job, code: dict[str, Any] | None) -> list[str]:
+    """The whole command, for nodes whose image and files are not this machine's: `pmrun` is what their PATH has, or what
+    pip installs there; `code` is what `describe_code` told."""
+    assert job.submission is not None
+    words = ["agent", SUBMITTED_BY, RELEASE, *agent_words(job, code)[1:]]
+    if job.submission.pip is None:
+        return ["pmrun", *words]
+    from pmrun.launcher.code_package import stock_image
+
+    return stock_image.words(job.submission.pip, None if code is None else code["address"], words)
+
+
+def agent_words(job: Job, code: dict[str, Any] | None = None) -> list[str]:
     """What follows the word for pmrun itself (`pmrun`, `python3 -m pmrun`)."""
     words = ["agent", *_spelled(opt.RANKS, job.world_size), *_spelled(opt.NNODES, job.nodes.count)]
-    for option, value in _settings(job):
+    for option, value in [*_of_code(job, code), *_settings(job, code)]:
         if value != option.default:
             words += _spelled(option, value)
     return [*words, *job.command]
 
 
-def _settings(job: Job) -> list[tuple[Option[Any], Any]]:
+def _of_code(job: Job, code: dict[str, Any] | None) -> list[tuple[Option[Any], Any]]:
+    if code is None or job.submission is None:
+        return []
+    return [(choices.CODE, code["address"]), (choices.CODE_LIMIT, job.submission.code_limit_mib)]
+
+
+def _settings(job: Job, code: dict[str, Any] | None) -> list[tuple[Option[Any], Any]]:
     ranks = job.output.only_ranks
     return [
-        (opt.CWD, job.cwd),
+        (opt.CWD, job.cwd if code is None else code["cwd"]),
         (opt.MAP_BY, job.map_by.value),
         (opt.BIND_TO, None if job.bind_to == job.map_by else job.bind_to.value),
         (opt.TIMEOUT, job.timeout_s),
@@ -51,4 +73,6 @@ def _settings(job: Job) -> list[tuple[Option[Any], Any]]:
 def _spelled(option: Option[Any], value: Any) -> list[str]:
     if option.flag:
         return [f"--{option.name}" if value else f"--no-{option.name}"]
+    if option is choices.CODE_LIMIT:
+        return [option.spelling, f"{value}M"]
     return [option.spelling, f"{value:.15g}" if isinstance(value, float) else str(value)]

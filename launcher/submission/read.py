@@ -39,6 +39,10 @@ def read_submission(values: Values, engine: str) -> Submission:
         shared_memory_mib=values.get(choices.SHARED_MEMORY),
         gang=values.get(choices.GANG),
         retries=values.get(choices.RETRIES),
+        code=values.get(choices.CODE),
+        code_limit_mib=values.get(choices.CODE_LIMIT),
+        code_store=values.get(choices.CODE_STORE),
+        pip=values.get(choices.PIP),
         settings=tuple(
             (key, value) for who, key, value in values.get(choices.WITH) if who.replace("-", "_") in ("", wanted)
         ),
@@ -129,6 +133,9 @@ _GENERAL: Mapping[str, Option[Any]] = {
     "shared_memory_mib": choices.SHARED_MEMORY,
     "gang": choices.GANG,
     "retries": choices.RETRIES,
+    "code": choices.CODE,
+    "code_store": choices.CODE_STORE,
+    "pip": choices.PIP,
 }
 
 
