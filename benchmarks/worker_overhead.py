@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,19 @@ def call_times(world: Any, module: Any) -> dict[str, list[float]]:
     return {"allreduce_ns": slowest(world, reduce_ns), "empty_call_ns": slowest(world, empty_ns)}
 
 
-def copy_seconds(world: Any, source: Any, target: Any, loops: int = 5) -> list[float]:
-    """Return, per loop, the slowest rank's time to copy once while all ranks copy."""
+def seconds(world: Any, work: Callable[[], object], loops: int = 5) -> list[float]:
+    """Return, per loop, the time from the first rank's start to the last one's end, by the clock that all share.
+
+    Where ranks share CPUs, some leave the barrier when others are done: a rank's own time does not have what it waited there.
+    """
     found = []
     for _ in range(loops + 1):
         world.barrier()
         start = time.perf_counter()
-        np.copyto(target, source)
-        found.append(time.perf_counter() - start)
-    return slowest(world, found[1:])
+        work()
+        found.append((start, time.perf_counter()))
+    all_found = world.allgather(np.array(found[1:])).reshape(world.size, loops, 2)
+    return [float(value) for value in all_found[:, :, 1].max(axis=0) - all_found[:, :, 0].min(axis=0)]
 
 
 def efficiency(world: Any, module: Any) -> dict[str, list[float]]:
@@ -77,15 +82,9 @@ def efficiency(world: Any, module: Any) -> dict[str, list[float]]:
         array[:] = 0
     found: dict[str, list[float]] = {"copy_private_s": [], "copy_library_s": [], "allreduce_s": []}
     for _ in range(3):
-        found["copy_private_s"] += copy_seconds(world, *private)
-        found["copy_library_s"] += copy_seconds(world, *library)
-        times = []
-        for _ in range(6):
-            world.barrier()
-            start = time.perf_counter()
-            world.allreduce(library[0], op="sum", out=library[0])
-            times.append(time.perf_counter() - start)
-        found["allreduce_s"] += slowest(world, times[1:])
+        found["copy_private_s"] += seconds(world, lambda: np.copyto(*private))
+        found["copy_library_s"] += seconds(world, lambda: np.copyto(*library))
+        found["allreduce_s"] += seconds(world, lambda: world.allreduce(library[0], op="sum", out=library[0]))
     return found
 
 

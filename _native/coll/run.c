@@ -164,6 +164,7 @@ pmr_status pmr_coll_start(pmr_comm *comm, const pmr_call *call, pmr_request **ou
     }
     queued->task.request = request;
     queued->task.record->mode = PMR_RECORD_STARTED;
+    pmr_recorder_entered(queued->task.record, pmr_ticks());
     pmr_request_note(request, comm->recorder, queued->task.record);
     if (!comm->queue_open)
         open_queue(comm);
@@ -217,6 +218,7 @@ void pmr_task_abandon(pmr_comm *comm)
 static pmr_status run_slowly(pmr_task *task, pmr_status status, int64_t timeout_ns, pmr_error *error)
 {
     pmr_comm *comm = task->comm;
+    pmr_recorder_waits_if(task->record, task->record_number);
     int64_t deadline_ns = timeout_ns == PMR_FOREVER ? PMR_FOREVER : pmr_deadline_ns(timeout_ns);
     while (status == PMR_PENDING) {
         status = pmr_task_wait(task, deadline_ns, error);

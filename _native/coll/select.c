@@ -176,8 +176,13 @@ static size_t message_bytes(const pmr_call *call, size_t item_bytes)
     return in(V_FORMS, call->kind) ? 1 : call->count * item_bytes;
 }
 
-static uint64_t recorded_bytes(const pmr_comm *comm, const pmr_call *call, size_t item_bytes)
+static uint64_t recorded_bytes(const pmr_task *task)
 {
+    const pmr_comm *comm = task->comm;
+    const pmr_call *call = task->call;
+    size_t item_bytes = task->item_bytes;
+    if (!in(V_FORMS, call->kind))
+        return task->bytes;
     if (call->kind == PMR_GATHERV || call->kind == PMR_ALLGATHERV)
         return call->send_counts[0] * item_bytes;
     if (call->kind == PMR_SCATTERV)
@@ -188,17 +193,23 @@ static uint64_t recorded_bytes(const pmr_comm *comm, const pmr_call *call, size_
             sent += call->send_counts[rank];
     if (call->kind == PMR_ALLTOALLV)
         return sent * item_bytes;
-    if (call->kind == PMR_REDUCE_SCATTERV)
-        return call->recv_counts[comm->rank] * item_bytes;
-    return call->count * item_bytes;
+    return call->recv_counts[comm->rank] * item_bytes;
 }
 
-static void record(pmr_task *task, uint64_t bytes)
+/* A short call takes the time when it has to wait, or is done: nothing else in it takes long. */
+static uint64_t entered_ticks(const pmr_task *task)
+{
+    bool shortly = !in(V_FORMS, task->call->kind) && task->bytes <= PMR_SLOT_BYTES;
+    return shortly ? 0 : pmr_ticks();
+}
+
+static void record(pmr_task *task)
 {
     pmr_comm *comm = task->comm;
     const pmr_call *call = task->call;
     pmr_record *record =
-        pmr_recorder_add(comm->recorder, (pmr_record){.bytes = bytes,
+        pmr_recorder_add(comm->recorder, (pmr_record){.bytes = recorded_bytes(task),
+                                                      .entered_ticks = entered_ticks(task),
                                                       .seq = task->seq,
                                                       .comm = comm->id,
                                                       .site = call->site,
@@ -220,7 +231,7 @@ static void identify(pmr_task *task)
     pmr_comm *comm = task->comm;
     comm->history = mix(comm->history, fingerprint_of(comm, task->call));
     task->fingerprint = comm->history;
-    record(task, recorded_bytes(comm, task->call, task->item_bytes));
+    record(task);
 #else
     (void)fingerprint_of, (void)recorded_bytes, (void)record;
     task->fingerprint = 0;

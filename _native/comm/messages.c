@@ -69,6 +69,7 @@ static pmr_status fill_in(pmr_comm *comm, void *data, size_t bytes, int32_t sour
 static pmr_record *record(pmr_comm *comm, pmr_kind kind, int32_t peer, size_t bytes, uint32_t site)
 {
     return pmr_recorder_add(comm->recorder, (pmr_record){.bytes = bytes,
+                                                         .entered_ticks = pmr_ticks(),
                                                          .comm = comm->id,
                                                          .site = site,
                                                          .peer = peer,

@@ -3,7 +3,7 @@
  * clock.h: the two clocks of the core.
  *
  * Deadlines are absolute CLOCK_MONOTONIC nanoseconds. Ticks are the processor's constant-rate counter, for
- * the flight recorder alone: a read costs a few nanoseconds where the clock costs twenty.
+ * the flight recorder alone: a read costs ten nanoseconds where the clock costs twenty.
  */
 #ifndef PMR_CORE_CLOCK_H
 #define PMR_CORE_CLOCK_H

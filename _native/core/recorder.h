@@ -43,37 +43,53 @@ _Static_assert(offsetof(pmr_record, seq) == 32 && offsetof(pmr_record, comm) == 
 _Static_assert(offsetof(pmr_record, site) == 40 && offsetof(pmr_record, peer) == 44, "the words below");
 _Static_assert(offsetof(pmr_record, kind) == 48 && offsetof(pmr_record, mode) == 52, "the words below");
 
-/* Enters what `filled` says now; its number and times are not read. Threads of a process, each with a communicator of its
- * own, may do so at once. */
+static inline void pmr_record_store(pmr_record *record, size_t word, uint64_t value)
+{
+    __atomic_store_n((pmr_record_word *)record + word, value, __ATOMIC_RELAXED);
+}
+
+/* Enters what `filled` says; its number and the time when it is done are not read, what is reserved stays zero. Where the
+ * time of entering is 0 it is left for later, as the clock costs more than all the stores here: pmr_recorder_waits_if or
+ * pmr_recorder_done takes it. Threads of a process, each with a communicator of its own, may do so at once. */
 static inline pmr_record *pmr_recorder_add(pmr_recorder *recorder, pmr_record filled)
 {
     uint64_t number = __atomic_add_fetch(&recorder->count, 1, __ATOMIC_RELAXED);
     pmr_record *record = &recorder->record[number % PMR_RECORDER_ENTRIES];
     __atomic_store_n(&record->number, ~number, __ATOMIC_RELAXED); /* nobody's, until it is whole */
     atomic_thread_fence(memory_order_release);
-    const uint64_t words[PMR_RECORD_WORDS] = {
-        number,
-        filled.bytes,
-        pmr_ticks(),
-        0,
-        (uint64_t)filled.seq | (uint64_t)filled.comm << 32,
-        (uint64_t)filled.site | (uint64_t)(uint32_t)filled.peer << 32,
-        (uint64_t)filled.kind | (uint64_t)filled.dtype << 8 | (uint64_t)filled.op << 16 |
-            (uint64_t)filled.form << 24 | (uint64_t)filled.mode << 32,
-        0,
-    };
-    for (size_t i = 1; i < PMR_RECORD_WORDS; i++)
-        __atomic_store_n((pmr_record_word *)record + i, words[i], __ATOMIC_RELAXED);
+    pmr_record_store(record, 1, filled.bytes);
+    pmr_record_store(record, 2, filled.entered_ticks);
+    pmr_record_store(record, 3, 0);
+    pmr_record_store(record, 4, (uint64_t)filled.seq | (uint64_t)filled.comm << 32);
+    pmr_record_store(record, 5, (uint64_t)filled.site | (uint64_t)(uint32_t)filled.peer << 32);
+    pmr_record_store(record, 6, (uint64_t)filled.kind | (uint64_t)filled.dtype << 8 | (uint64_t)filled.op << 16 |
+                                    (uint64_t)filled.form << 24 | (uint64_t)filled.mode << 32);
     __atomic_store_n(&record->number, number, __ATOMIC_RELEASE);
     return record;
 }
 
-static inline void pmr_recorder_done(pmr_record *record)
+/* Takes the time of entering, if that was left for later. */
+static inline void pmr_recorder_entered(pmr_record *record, uint64_t ticks)
 {
-    __atomic_store_n(&record->done_ticks, pmr_ticks(), __ATOMIC_RELAXED);
+    if (__atomic_load_n(&record->entered_ticks, __ATOMIC_RELAXED) == 0)
+        __atomic_store_n(&record->entered_ticks, ticks, __ATOMIC_RELAXED);
 }
 
-/* Of a record that later calls of other threads may have overwritten: `number` is what it had. */
+static inline void pmr_recorder_done(pmr_record *record)
+{
+    uint64_t now = pmr_ticks();
+    pmr_recorder_entered(record, now);
+    __atomic_store_n(&record->done_ticks, now, __ATOMIC_RELEASE);
+}
+
+/* The rank is about to wait in the call. Here and below, later calls of other threads may have overwritten the record:
+ * `number` is what it had. */
+static inline void pmr_recorder_waits_if(pmr_record *record, uint64_t number)
+{
+    if (__atomic_load_n(&record->number, __ATOMIC_RELAXED) == number)
+        pmr_recorder_entered(record, pmr_ticks());
+}
+
 static inline void pmr_recorder_done_if(pmr_record *record, uint64_t number)
 {
     if (__atomic_load_n(&record->number, __ATOMIC_RELAXED) == number)

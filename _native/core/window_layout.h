@@ -88,7 +88,7 @@ enum pmr_record_mode {
 typedef struct pmr_record { /* one call; entry i of the ring holds call number n with n % ENTRIES == i */
     uint64_t number;        /* counts this rank's calls from 1; written last when a slot is reused */
     uint64_t bytes;
-    uint64_t entered_ticks;  /* pmr_ticks(): header.tick_hz per second */
+    uint64_t entered_ticks;  /* pmr_ticks(): header.tick_hz per second; 0: a short call that has not waited yet */
     uint64_t done_ticks;     /* 0: still inside */
     uint32_t seq;            /* the call's number in its communicator, from 1 */
     uint32_t comm;           /* communicator id; 0 is the world */

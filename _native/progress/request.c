@@ -94,6 +94,7 @@ static recorded_wait enter_wait(const pmr_request *request, int64_t timeout_ns)
         return (recorded_wait){NULL, 0};
     pmr_record wait = request->call;
     wait.mode = PMR_RECORD_WAIT;
+    wait.entered_ticks = pmr_ticks();
     pmr_record *record = pmr_recorder_add(request->recorder, wait);
     return (recorded_wait){record, record->number};
 }

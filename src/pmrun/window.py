@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -261,7 +262,8 @@ class Window:
     def pace(self, local_rank: int) -> Pace | None:
         """How long the rank waited for others lately; None: it met them too seldom to tell."""
         hertz = self._head(local_rank)[1]
-        met = [entry for entry in self._ring(local_rank) if entry[8] in _MEETINGS and entry[3] and not entry[12]]
+        timed = (entry for entry in self._ring(local_rank) if entry[2] and entry[3])  # it may be at the second one now
+        met = [entry for entry in timed if entry[8] in _MEETINGS and not entry[12]]
         if not met or not hertz:
             return None
         waits = sorted(entry[3] - entry[2] for entry in met)
@@ -317,7 +319,7 @@ class Window:
             at = RECORDER_HEAD_BYTES + RECORDER_ENTRIES * RECORD_BYTES + site * RECORDER_SITE_BYTES
             text = _text(self._read(local_rank, at, RECORDER_SITE_BYTES))
         _, hertz, base_ticks, base_ns, *_ = self._head(local_rank)
-        entered_s = base_ns / 1e9 + (entered - base_ticks) / max(hertz, 1)
+        entered_s = base_ns / 1e9 + (entered - base_ticks) / max(hertz, 1) if entered else time.time()
         return Call(FORMS[form] or KINDS[kind], seq, comm, peer, text, done == 0, number, entered_s, mode)
 
 

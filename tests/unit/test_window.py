@@ -4,6 +4,7 @@
 import os
 import resource
 import struct
+import time
 
 import pytest
 
@@ -65,8 +66,8 @@ class Recorded:
         os.pwrite(self.fd, struct.pack("<QQQqII", count, 1, 0, 0, 1, 2), self.base)
         os.pwrite(self.fd, b"a.py:1 in f", self.base + 64 + 256 * 64 + 184)
 
-    def put(self, number, seq, done=9, comm=0, site=1, peer=-1, kind=0, form=0, mode=0):
-        record = struct.pack("<QQQQIIIiBBBBB", number, 8, 5, done, seq, comm, site, peer, kind, 0, 0, form, mode)
+    def put(self, number, seq, entered=5, done=9, comm=0, site=1, peer=-1, kind=0, form=0, mode=0):
+        record = struct.pack("<QQQQIIIiBBBBB", number, 8, entered, done, seq, comm, site, peer, kind, 0, 0, form, mode)
         os.pwrite(self.fd, record, self.base + 64 + 64 * (number % 256))
 
 
@@ -115,6 +116,17 @@ def test_heap_is_whole_huge_pages_and_bounded(monkeypatch):
     assert window.heap_bytes(1 << 40, 8) == 512 << 20
     limits[resource.RLIMIT_AS] = (1 << 20, 1 << 20)
     assert window.heap_bytes(1 << 40, 8) == 2 << 20
+
+
+def test_a_call_that_has_not_waited_yet_was_entered_just_now(made):
+    recorded = Recorded(made, 2)
+    recorded.put(
+        1, seq=1, entered=0, kind=3
+    )  # its end is being written: the time of entering comes first, and was read
+    recorded.put(2, seq=2, entered=0, done=0)
+    before = time.time()
+    assert before <= made.waiting(2).entered_s <= time.time()
+    assert made.pace(2) is None
 
 
 def test_waiting_is_what_the_rank_can_do_nothing_else_before(made):
