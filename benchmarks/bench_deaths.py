@@ -21,7 +21,6 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import struck
@@ -99,7 +98,7 @@ def strike(gang: Gang, pids: dict[int, int], death: Death, go_fd: int) -> float:
     return begin
 
 
-def play(field: Field, seed: int) -> Line:
+def play(field: Field, _: str, seed: int) -> Line:
     """One gang and its death."""
     death = draw(seed, field.layout)
     statement, code = WAYS.get(death.how, ("pass", 128 + signal.SIGKILL))
@@ -149,10 +148,6 @@ def judge(death: Death, err: str, returned: int, code: int | None) -> str:
     return ""
 
 
-def wrong(line: Line) -> str:
-    return ", ".join([line["problem"], *line["left"]] if line["problem"] else line["left"])
-
-
 def table(lines: list[Line]) -> None:
     """Print what came of all deaths."""
     print("| a rank | gangs | all ranks gone: median, 99 %, most | culprit named | `pmrun` ended | nothing runs |")
@@ -162,34 +157,19 @@ def table(lines: list[Line]) -> None:
         part = [line for line in lines if how in ("all", line["how"])]
         columns = [struck.spread([line[name] for line in part]) for name in TIMES]
         print(f"| {how} | {len(part)} | {' | '.join(columns)} |")
-    right = sum(not wrong(line) for line in lines)
+    right = sum(not struck.wrong(line) for line in lines)
     print(f"{right} of {len(lines)} blamed rightly, with the right code and nothing left")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layout", type=Layout.parse, metavar="NODESxRANKS", help="default: one machine")
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1, help="the first one")
-    parser.add_argument("--out", type=Path, default=OUTPUT)
-    parser.add_argument("--append", action="store_true", help="keep what --out holds, and leave its seeds out")
-    parser.add_argument("--budget-s", type=float, default=float("inf"), help="begin no gang after so long")
+    struck.add_arguments(parser, OUTPUT, count=1000)
     asked = parser.parse_args()
-    if not asked.append:
-        asked.out.unlink(missing_ok=True)
+    plan = [("", seed) for seed in range(asked.seed, asked.seed + asked.count)]
     with struck.opened(asked.layout) as field:
-        lines = struck.read_lines(asked.out, KIND, field.name)
-        known = {line["seed"] for line in lines}
-        until = time.monotonic() + asked.budget_s
-        for seed in range(asked.seed, asked.seed + asked.count):
-            if seed in known or time.monotonic() >= until:
-                continue
-            lines.append(play(field, seed))
-            struck.add_line(asked.out, lines[-1])
-            if wrong(lines[-1]):
-                print(f"seed {seed}: {wrong(lines[-1])}", flush=True)
+        lines = struck.in_slices(asked, KIND, field, plan, play)
     table(lines)
-    return 1 if any(map(wrong, lines)) else 0
+    return 1 if any(map(struck.wrong, lines)) else 0
 
 
 if __name__ == "__main__":

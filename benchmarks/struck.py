@@ -9,6 +9,7 @@ closed nothing of it runs.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import nodes
-from nodes import NAMES, Cluster, Layout
+from nodes import NAMES, Cluster, Layout, Machine
 from peers import PMRUN
 
 PATIENCE_S = 30.0
@@ -45,6 +46,9 @@ class Field:
     @property
     def name(self) -> str:
         return str(self.layout) if self.layout else "1"
+
+    def machines(self) -> list[Machine]:
+        return list(self.cluster.machines.values())
 
     def command(self, ranks: int, *options: str) -> list[str]:
         """The words of pmrun up to the script: over all machines, or on the first alone."""
@@ -230,18 +234,44 @@ def started(field: Field, words: Sequence[str], added: Mapping[str, str] = {}) -
 # ---- what is kept of many ---------------------------------------------------------------------------------
 
 
-def read_lines(path: Path, kind: str, where: str) -> list[Line]:
-    """The lines of an earlier run, or of earlier slices of this one."""
-    if not path.exists():
-        return []
-    lines: list[Line] = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["kind"] == kind and line["where"] == where]
+def add_arguments(parser: argparse.ArgumentParser, out: Path, count: int) -> None:
+    """What every script that strikes takes."""
+    parser.add_argument("--layout", type=Layout.parse, metavar="NODESxRANKS", help="default: one machine")
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=1, help="the first one")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--append", action="store_true", help="keep what --out holds, and leave out what it has")
+    parser.add_argument("--budget-s", type=float, default=NEVER, help="begin no gang after so long")
 
 
-def add_line(path: Path, line: Line) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def in_slices(
+    asked: argparse.Namespace, kind: str, field: Field, plan: Iterable[tuple[str, int]], play: Callable[..., Line]
+) -> list[Line]:
+    """Play (how, seed) by (how, seed) as far as time allows; all there are by now, earlier slices too, as --out has them.
+
+    `how` is "" where it follows from the seed.
+    """
+    if not asked.append:
+        asked.out.unlink(missing_ok=True)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    kept = asked.out.read_text(encoding="utf-8").splitlines() if asked.out.exists() else []
+    lines: list[Line] = [line for line in map(json.loads, kept) if (line["kind"], line["where"]) == (kind, field.name)]
+    known = {(line["how"], line["seed"]) for line in lines} | {("", line["seed"]) for line in lines}
+    until = time.monotonic() + asked.budget_s
+    with asked.out.open("a", encoding="utf-8") as file:
+        for how, seed in plan:
+            if (how, seed) in known or time.monotonic() >= until:
+                continue
+            lines.append(play(field, how, seed))
+            print(json.dumps(lines[-1]), file=file, flush=True)
+            if wrong(lines[-1]):
+                print(f"{lines[-1]['how']}, seed {seed}: {wrong(lines[-1])}", flush=True)
+    return lines
+
+
+def wrong(line: Line) -> str:
+    """What is to be held against pmrun."""
+    return ", ".join([word for word in (line["problem"], *line["left"]) if word])
 
 
 def spread(values: Sequence[float]) -> str:

@@ -43,3 +43,11 @@ def test_deaths_in_slices(bench, out, rng):
     printed, lines = bench("bench_deaths.py", "--append", "--count", "2", "--seed", str(seed))
     assert "2 of 2 blamed rightly, with the right code and nothing left" in printed
     assert [line["seed"] for line in lines] == [seed, seed + 1], "the first was there already"
+
+
+@pytest.mark.slow
+def test_losses(bench, rng):
+    words = ("--count", "1", "--seed", str(rng.randrange(10**6)), "--only", "an agent is killed", "--slack", "20")
+    printed, (line,) = bench("bench_losses.py", *words)
+    assert "1 of 1 told rightly and in time, with nothing left" in printed
+    assert line["gone_s"] <= line["clean_s"] and line["told_s"] <= line["ended_s"] < 10
