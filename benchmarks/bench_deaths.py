@@ -36,16 +36,16 @@ import pmrun as pm
 world = pm.init()
 {struck.HELLO}
 def dies():
-    print("ready", flush=True)
+    say("ready")
     open("GO", "rb").read(1)
-    print("dies", time.time(), flush=True)
+    say("dies", time.time())
     HOW
 for call in range(10**9):
     if call == CALL and world.rank == CULPRIT:
         dies()
     world.allreduce(float(world.rank))
     if call == CALL and world.rank == 0:
-        print("ready", flush=True)
+        say("ready")
 """
 WAYS = {  # how a rank ends itself, and with which code
     "leaves with 0": ("os._exit(0)", None),
@@ -79,15 +79,13 @@ def draw(seed: int, layout: Layout | None = None) -> Death:
     return Death(ranks, culprit, how, chance.choice([1, 20, 300]), tuple(others[:2]))
 
 
-def strike(gang: Gang, pids: dict[int, int], death: Death, go_fd: int) -> float:
+def strike(gang: Gang, pids: dict[int, int], death: Death) -> float:
     """Let the culprit die, and in a cascade kill two others as soon as it is dead; the time of the death.
 
     A process that is killed dies when it gets a CPU, so that another one may be dead before it.
     """
     if death.how in WAYS:
-        os.write(go_fd, b"!")
-        gang.wait(lambda: gang.lines("dies"))
-        return float(gang.lines("dies")[0][0])
+        return gang.go()
     begin = time.time()
     os.kill(pids[death.culprit], signal.SIGKILL)
     if death.how == OUTSIDE[1]:
@@ -102,30 +100,22 @@ def play(field: Field, _: str, seed: int) -> Line:
     """One gang and its death."""
     death = draw(seed, field.layout)
     statement, code = WAYS.get(death.how, ("pass", 128 + signal.SIGKILL))
-    go = field.folder / "go"
-    if not go.exists():
-        os.mkfifo(go)
     own = death.culprit if death.how in WAYS else -1
-    words = {"HOW": statement, "CALL": death.call, "CULPRIT": own, "GO": go}
-    go_fd = os.open(go, os.O_RDWR)  # for both, so that neither side waits for the other to open it
-    try:
-        with struck.started(field, [*field.command(death.ranks), field.script(PROGRAM, words)]) as gang:
-            gang.wait(lambda: gang.has_ended() or (len(gang.lines("rank")) == death.ranks and gang.lines("ready")))
-            if gang.has_ended():
-                raise SystemExit(f"seed {seed}: the gang did not start: {gang.err.decode()}")
-            pids = gang.ranks()
-            everything = gang.all_processes()
-            gang.watch(everything)
-            at = strike(gang, pids, death, go_fd)
-            return {
-                "kind": KIND,
-                "where": field.name,
-                "seed": seed,
-                "how": death.how,
-                **outcome(gang, pids, death, code, at),
-            }
-    finally:
-        os.close(go_fd)
+    words = {"HOW": statement, "CALL": death.call, "CULPRIT": own, "GO": field.fifo}
+    with struck.started(field, [*field.command(death.ranks), field.script(PROGRAM, words)]) as gang:
+        gang.wait(lambda: gang.has_ended() or (len(gang.lines("rank")) == death.ranks and gang.lines("ready")))
+        if gang.has_ended():
+            raise SystemExit(f"seed {seed}: the gang did not start: {gang.err.decode()}")
+        pids = gang.ranks()
+        gang.watch(gang.all_processes())
+        at = strike(gang, pids, death)
+        return {
+            "kind": KIND,
+            "where": field.name,
+            "seed": seed,
+            "how": death.how,
+            **outcome(gang, pids, death, code, at),
+        }
 
 
 def outcome(gang: Gang, pids: dict[int, int], death: Death, code: int | None, at: float) -> Line:

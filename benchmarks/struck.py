@@ -29,9 +29,12 @@ from peers import PMRUN
 PATIENCE_S = 30.0
 NEVER = float("inf")
 SETTLE_S = 5.0  # how long what pmrun leaves on other machines may take to go before it counts as left
-HELLO = (
-    'print("rank", world.rank, os.getpid(), os.uname().nodename, flush=True)\n'  # of a program with `world` and `os`
-)
+# Of every program that is struck, which has `os` and `world`. A line is one write: not every launcher keeps lines whole.
+HELLO = """
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
+say("rank", world.rank, os.getpid(), os.uname().nodename)
+"""
 Line = dict[str, Any]
 
 
@@ -42,6 +45,8 @@ class Field:
         self.cluster, self.layout, self.folder = cluster, layout, folder
         self.temporary = folder / "tmp"  # TMPDIR of every gang
         self.temporary.mkdir()
+        self.fifo = folder / "go"  # a rank that reads from it waits for Gang.go
+        os.mkfifo(self.fifo)
 
     @property
     def name(self) -> str:
@@ -50,9 +55,9 @@ class Field:
     def machines(self) -> list[Machine]:
         return list(self.cluster.machines.values())
 
-    def command(self, ranks: int, *options: str) -> list[str]:
-        """The words of pmrun up to the script: over all machines, or on the first alone."""
-        where = self.layout.place.pmrun if self.layout else (str(PMRUN), "--no-tag")
+    def command(self, ranks: int, *options: str, several: bool = True) -> list[str]:
+        """The words of pmrun up to the script: over all machines that there are, or on the first alone."""
+        where = self.layout.place.pmrun if self.layout and several else (str(PMRUN), "--no-tag")
         return [*where, "-n", str(ranks), *options]
 
     def script(self, text: str, words: Mapping[str, object] = {}) -> str:
@@ -106,7 +111,7 @@ class Gang:
     def __init__(self, field: Field, words: Sequence[str], added: Mapping[str, str] = {}) -> None:
         self.field = field
         self.before = field.census()
-        self.out = self.err = self._rest = b""
+        self.out, self.err, self._rest = bytearray(), bytearray(), b""
         self.ended: dict[int, float] = {}  # process ids, as seen from outside
         self.said: list[tuple[float, str]] = []  # lines of standard error
         state = str(field.folder / "state")
@@ -118,6 +123,7 @@ class Gang:
         self._waiting.register(self.process.stdout, selectors.EVENT_READ, "out")  # type: ignore[arg-type]  # both are pipes
         self._waiting.register(self.process.stderr, selectors.EVENT_READ, "err")  # type: ignore[arg-type]
         self.watch([self.process.pid])
+        self._go_fd = os.open(field.fifo, os.O_RDWR)  # for both, so that neither waits for the other to open it
 
     def watch(self, pids: Sequence[int]) -> None:
         """Note when these processes end; those that have ended count as of now."""
@@ -153,6 +159,12 @@ class Gang:
             self.err += data
             whole, _, self._rest = (self._rest + data).rpartition(b"\n")
             self.said += [(time.time(), line) for line in whole.decode(errors="replace").splitlines()]
+
+    def go(self) -> float:
+        """Let the rank that waits for it die, which says "dies" and when; that moment."""
+        os.write(self._go_fd, b"!")
+        self.wait(lambda: self.lines("dies"))
+        return float(self.lines("dies")[0][0])
 
     def lines(self, word: str) -> list[list[str]]:
         """What follows a word in whole lines of the output."""
@@ -216,6 +228,7 @@ class Gang:
             if isinstance(key.data, int):
                 os.close(key.fd)
         self._waiting.close()
+        os.close(self._go_fd)
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
