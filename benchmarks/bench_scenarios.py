@@ -165,7 +165,7 @@ def play(patience_s: float, everyone: dict[str, Contender], field: Field, how: s
             found = flood(gang, patience_s)
         else:
             found = struck_by(gang, mishap, begin, patience_s)
-        found["left"] = sorted(map(plain, gang.left()))
+        found["left"] = sorted(map(plain, gang.left())) if gang.has_ended() else []  # else all of it is there
         found["code"] = gang.process.wait() if gang.has_ended() else None
         err = gang.err.decode(errors="replace")
         words = headline(err) if name == "pmrun" else err.rpartition("Root Cause")[2]  # which torchrun gives at the end
@@ -320,7 +320,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=[], help="in .venv-bench (peers.py)")
     parser.add_argument("--only", nargs="+", choices=list(MISHAPS), default=list(MISHAPS), metavar="MISHAP")
-    parser.add_argument("--patience-s", type=float, default=10.0)
+    parser.add_argument("--patience-s", type=float, default=6.0, help="after it, something never ends")
     struck.add_arguments(parser, OUTPUT, count=1)
     parser.set_defaults(layout=Layout(2, 2))  # the second machine for the agent that is killed
     asked = parser.parse_args()
