@@ -14,6 +14,7 @@ the exit code 1; of the others, nothing is judged.
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import os
 import re
@@ -165,8 +166,9 @@ def play(patience_s: float, everyone: dict[str, Contender], field: Field, how: s
             found = flood(gang, patience_s)
         else:
             found = struck_by(gang, mishap, begin, patience_s)
-        found["left"] = sorted(map(plain, gang.left())) if gang.has_ended() else []  # else all of it is there
-        found["code"] = gang.process.wait() if gang.has_ended() else None
+        ended = gang.process.pid in gang.ended  # its output may be held by a process that it left
+        found["left"] = gang.left() if ended else None
+        found["code"] = gang.process.wait() if ended else None
         err = gang.err.decode(errors="replace")
         words = headline(err) if name == "pmrun" else err.rpartition("Root Cause")[2]  # which torchrun gives at the end
         found["names"] = [] if key == "flood" else names_in(words)
@@ -218,7 +220,7 @@ def peak_mb(pid: int) -> float:
 
 def plain(item: str) -> str:
     """What is left, without the numbers that differ each time."""
-    return re.sub(r"(?<=[_.])(?=[a-z_]*\d)[0-9a-z_]{6,}|\d{2,}", "N", item)
+    return re.sub(r"(?<=[_.])(?=[a-z_]*\d)[0-9a-z_]{6,}|(?<=_)\w{8}$|\d+", "N", item)
 
 
 def headline(err: str) -> str:
@@ -276,10 +278,15 @@ def cell(key: str, lines: list[Line]) -> str:
 
 
 def left_of(lines: list[Line]) -> str:
-    """What was left where the command came to an end."""
+    """What was left, of the worst of them."""
     if not lines:
         return "-"
-    return ", ".join(sorted({f"`{item}`" for line in lines for item in line["left"]})) or "nothing"
+    if any(line["gone_s"] == struck.NEVER for line in lines):
+        return "its ranks go on"
+    if any(line["left"] is None for line in lines):
+        return "it does not end"
+    worst = collections.Counter(map(plain, max((line["left"] for line in lines), key=len)))
+    return ", ".join(f"{count} × `{item}`" for item, count in sorted(worst.items())) or "nothing"
 
 
 def table(lines: list[Line]) -> None:

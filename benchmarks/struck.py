@@ -284,7 +284,7 @@ def in_slices(
 
 def wrong(line: Line) -> str:
     """What is to be held against pmrun."""
-    return ", ".join([word for word in (line["problem"], *line["left"]) if word])
+    return ", ".join([word for word in (line["problem"], *(line["left"] or ())) if word])
 
 
 def spread(values: Sequence[float]) -> str:
