@@ -31,6 +31,7 @@ NAMES = "abcdefgh"
 MACHINES = 4  # that a cluster has where nobody asks for more
 INTERFACE = "eth0"
 Cluster = machines.Cluster
+Machine = machines.Machine
 PROGRESS_THREADS = {
     "MPICH": {"MPIR_CVAR_ASYNC_PROGRESS": "1"},
     "Intel MPI": {"I_MPI_ASYNC_PROGRESS": "1"},

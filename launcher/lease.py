@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 BEAT_S: Final = 1.0
-LEASE_S: Final = 10.0
+LEASE_S: Final = 9.0  # so that a cut is told within 10 s, also by a listener that waits for a CPU
 BACKSTOP_S: Final = 15.0  # longer than an agent whose lifeline or lease has ended takes for its own end
 _AWAY_S: Final = 3 * BEAT_S  # between two looks: longer than any wait, so the listener did not run
 
@@ -57,7 +57,7 @@ class Leases:
             self._heard = {peer: min(at + away, now) for peer, at in self._heard.items()}
         if self._paused_at is not None:
             return []
-        late = [peer for peer, at in self._heard.items() if now - at >= LEASE_S]
+        late = [peer for peer, at in self._heard.items() if now >= at + LEASE_S]
         for peer in late:
             del self._heard[peer]
         return late
@@ -70,5 +70,7 @@ class Leases:
         return True
 
     def deadline(self) -> float:
-        """When to look and beat next."""
-        return self._beat_at
+        """When to look or beat next: the lease that ends first does not wait for a beat."""
+        if self._paused_at is not None or not self._heard:
+            return self._beat_at
+        return min(self._beat_at, min(self._heard.values()) + LEASE_S)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ HOLDER = Path(__file__).parent / "cluster" / "holder.py"
 NEEDED = ("unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen")
 UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
 DEADLINE_S = 30.0  # generous: these machines are shared; the tests of promptness have bounds of their own
+NOBODY = "02:00:00:00:00:01"  # no interface has this hardware address
 MARK = "TEST_RUN_OF_PMRUN"  # of tests/leak_guard.py: what sshd starts carries it too
 
 
@@ -42,6 +44,11 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = DEADLIN
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s} s for: {what}"
         select.select([], [], [], 0.02)
+
+
+def parent(pid: int) -> int:
+    """Whose child a process is."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
 
 
 class Machine:
@@ -114,6 +121,42 @@ class Machine:
         self.run("ip", "link", "set", "eth0", "up" if up else "down", check=True)
         if up:
             self.run("ip", "addr", "replace", f"{self.address6}/64", "dev", "eth0", "nodad", check=True)
+
+    def lose(self, others: Sequence[Machine], lost: bool) -> None:
+        """Let everything that goes from here to some others be lost on the way, and nobody hear of it."""
+        for address in [address for other in others for address in (other.address, other.address6)]:
+            nobody = ["replace", address, "lladdr", NOBODY, "nud", "permanent"]
+            self.run("ip", "neigh", *(nobody if lost else ["del", address]), "dev", "eth0", check=True)
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Addresses and ports on which somebody listens there."""
+        found = set()
+        for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+            for line in Path(f"/proc/{self.pid}/net/{name}").read_text().splitlines()[1:]:
+                local, state = line.split()[1], line.split()[3]
+                address, _, port = local.partition(":")
+                if state == "0A":
+                    words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
+                    found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
+        return found
+
+    def outside(self, pid: int) -> int:
+        """What a process that calls itself `pid` there is called outside; ProcessLookupError where it is gone."""
+        for outer in self._all():
+            try:
+                status = Path(f"/proc/{outer}/status").read_text()
+            except OSError:  # it has just ended
+                continue
+            if int(status.partition("NSpid:")[2].split("\n")[0].split()[-1]) == pid:
+                return outer
+        raise ProcessLookupError(f"no process {pid} on {self.name}")
+
+    def agents(self) -> tuple[int, int]:
+        """The process ids of the keeper and the agent there, of one job on several machines."""
+        found = [pid for pid, words in self.processes().items() if words == f"{sys.executable} -m pmrun agent"]
+        (keeper,) = (pid for pid in found if parent(pid) not in found)
+        (agent,) = set(found) - {keeper}
+        return keeper, agent
 
     def close(self) -> None:
         assert self._unshare.stdin is not None and self._unshare.stdout is not None

@@ -6,6 +6,7 @@ The `cluster` fixture's end asserts that nothing is left on any host.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -35,19 +36,6 @@ def job(start):
     return running
 
 
-def agents(machine):
-    """The keeper's and the agent's process id."""
-    found = sorted(pid for pid, words in machine.processes().items() if words == f"{sys.executable} -m pmrun agent")
-    keeper = next(pid for pid in found if parent(pid) not in found)
-    (agent,) = set(found) - {keeper}
-    return keeper, agent
-
-
-def parent(pid):
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b") ")[2].split()[1])
-
-
 def rank_on(machine):
     return next(pid for pid, words in machine.processes().items() if words.startswith(f"{sys.executable} -c"))
 
@@ -71,9 +59,10 @@ def test_a_rank_is_killed(job, cluster, host):
 @pytest.mark.parametrize("host", ["a", "b"])
 @pytest.mark.parametrize("which", ["keeper", "agent", "both"])
 def test_an_agent_is_killed(job, cluster, host, which):
-    keeper, agent = agents(cluster[host])
+    keeper, agent = cluster[host].agents()
     for pid in {"keeper": [keeper], "agent": [agent], "both": [keeper, agent]}[which]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it died with the other
+            os.kill(pid, signal.SIGKILL)
     rc, _, err = within(5, job)
     assert rc == 76 and f"the agent on {host} is lost" in err and err.count("\n") == 1, err
     cluster.until_quiet(3)
@@ -82,7 +71,7 @@ def test_an_agent_is_killed(job, cluster, host, which):
 def test_stubborn_grandchildren_of_a_killed_agent(start, cluster):
     job = start("a", "--hosts", "b:2,c:1", "--", sys.executable, "-c", STUBBORN)
     job.read_until(3)
-    os.kill(agents(cluster["b"])[1], signal.SIGKILL)
+    os.kill(cluster["b"].agents()[1], signal.SIGKILL)
     rc, _, err = within(5, job)
     assert rc == 76 and "the agent on b is lost" in err
     cluster.until_quiet(3)
@@ -126,7 +115,7 @@ def test_a_cable_is_cut(job, cluster):
 
 @pytest.mark.slow
 def test_an_agent_that_hangs(job, cluster):
-    keeper, agent = agents(cluster["b"])
+    keeper, agent = cluster["b"].agents()
     os.kill(agent, signal.SIGSTOP)
     rc, _, err = within(LEASE_S + 10, job)
     assert rc == 76 and "no sign of life" in err

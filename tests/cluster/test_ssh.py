@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 
 import pytest
@@ -112,24 +111,11 @@ def test_two_jobs_on_the_same_hosts(start):
 def test_only_the_way_to_the_hosts_is_listened_on(start, cluster):
     job = start("a", "--hosts", "a:1,b:1", "--", "sh", "-c", "echo ready; exec sleep 60")
     job.read_until(2)
-    assert listening(cluster["a"]) - {("0.0.0.0", 22), ("::", 22)} != set()
-    for ip, port in listening(cluster["a"]) | listening(cluster["b"]):
+    assert cluster["a"].listening() - {("0.0.0.0", 22), ("::", 22)} != set()
+    for ip, port in cluster["a"].listening() | cluster["b"].listening():
         assert port == 22 or ip == "10.77.0.1", (ip, port)
     job.signal(15)
     assert job.finish()[0] == 143
-
-
-def listening(machine):
-    """Addresses and ports on which somebody listens there."""
-    found = set()
-    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        for line in machine.run("cat", f"/proc/net/{name}").stdout.splitlines()[1:]:
-            local, state = line.split()[1], line.split()[3]
-            address, _, port = local.partition(":")
-            if state == "0A":
-                words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
-                found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
-    return found
 
 
 def test_a_dry_run_starts_nothing(pmrun):

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from pmrun.launcher.lease import LEASE_S
+
 PYTHON = sys.executable
 WAIT = "import os, signal, sys; rank = int(os.environ['PMRUN_RANK'])\n"
 READY = WAIT + "print('ready', flush=True); signal.pause()"
@@ -141,7 +143,7 @@ def test_agent_stopped(launch):
     os.kill(job.agent(), signal.SIGSTOP)
     rc, _, err = job.finish()
     assert rc == 76
-    line = f"pmrun: the agent on {os.uname().nodename} is lost (no sign of life for 10 s); every process that it had"
+    line = f"pmrun: the agent on {os.uname().nodename} is lost (no sign of life for {LEASE_S:g} s); every process that it had"
     assert line in err.decode()
     job.assert_nothing_left(0)
 

@@ -116,7 +116,7 @@ def test_a_node_that_is_lost_fails_the_others(gang: Gang, how: str) -> None:
     while now < LEASE_S + 1.0:
         now += 0.5
         gang.say(now, 0, wire.Beat())
-    text = "c is lost (cut)" if how == "connection" else "c is lost (no sign of life for 10 s)"
+    text = "c is lost (cut)" if how == "connection" else f"c is lost (no sign of life for {LEASE_S:g} s)"
     verdict = wire.Verdict(window.ABORT_RANK_FAILED, 3, "c", text)
     assert (gang.heard(-1), gang.heard(0)) == ([verdict], [verdict]) and gang.net.dropped == [1]
 

@@ -60,6 +60,22 @@ def test_a_pause_ends_with_resume_only():
     assert look_until(leases, 100.0, 120.0) == [(1, 100.0 + LEASE_S)]
 
 
+def test_the_deadline_is_the_first_lease_that_ends():
+    leases = Leases(0.0)
+    leases.add(1, 0.25)
+    leases.add(2, 0.5)
+    now, found = 0.0, []
+    while leases.deadline() < 20.0:  # a driver that wakes at the deadline alone
+        now = leases.deadline()
+        found += [(peer, now) for peer in leases.look(now)]
+        leases.beat_due(now)
+    assert found == [(1, 0.25 + LEASE_S), (2, 0.5 + LEASE_S)]
+    leases.add(3, now)
+    leases.pause(now)
+    leases.beat_due(now + LEASE_S)
+    assert leases.deadline() > now + LEASE_S, "nobody's lease ends in a pause"
+
+
 def test_beats():
     leases = Leases(0.0)
     assert not leases.beat_due(BEAT_S - 0.01)

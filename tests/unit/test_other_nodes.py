@@ -81,7 +81,7 @@ def test_the_loss_of_rank_0s_node(how: str) -> None:
         now += 0.25
         assert now <= nodes.deadline(now) + 0.25
         nodes.on_tick(now)
-    why, after_s = ("the connection was closed", 1.5) if link.cut else ("no sign of life for 10 s", LEASE_S)
+    why, after_s = ("the connection was closed", 1.5) if link.cut else (f"no sign of life for {LEASE_S:g} s", LEASE_S)
     assert told.words == [wire.Verdict(window.ABORT_RANK_FAILED, 0, "10.0.0.1", f"its node is lost ({why})")]
     assert after_s <= now - 0.5 <= after_s + 1.0 and link.closed
     nodes.ended(2)  # nobody is there to hear it
