@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
     hello = wire.Hello(wire.VERSION, told.node_rank, 0, release=RELEASE)
     lifeline = os.dup(0)
     _tell("its agent runs")
-    return keep_agent(Summons(meeting, hello, told.interface), lifeline, _tell).code
+    return keep_agent(Summons(meeting, hello, told.interface, deaf=told.deaf), lifeline, _tell).code
 
 
 def _tell(text: str) -> None:
@@ -73,7 +73,7 @@ def _be_node(line: CommandLine) -> int:
             raise UsageError(f"pmrun agent: {setting.option.spelling} has no meaning on a node; see pmrun agent --help")
     if line.kind is Kind.NOTHING:
         raise UsageError("say what this node runs; see pmrun agent --help")
-    values = cli.read_values(line)
+    values = cli.read_values(line, file=False)  # of a submitted job it was read where the user is
     place = find_place(values, os.environ)
     ranks = values.get(opt.RANKS)
     if ranks is None or ranks < place.num_nodes:
