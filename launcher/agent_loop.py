@@ -35,6 +35,7 @@ from pmrun.launcher.rank_streams import OutputStream
 from pmrun.launcher.reaper import Reaper
 from pmrun.window import HEED_AGREED, Window, heap_bytes
 
+LEAVE: Final = signal.SIGUSR1  # from the keeper, or because it is gone
 _BACKLOG_BYTES: Final = 1 << 20  # of the link: above this no output is read
 
 
@@ -53,6 +54,7 @@ class Place(msgspec.Struct, frozen=True):
     secret: bytes  # of the job
     lifeline: int = -1  # a descriptor that ends with whoever started the agent
     own: Own | None = None  # what the ranks of this node run, where it was said here and not to the controller
+    deaf: bool = False  # to SIGTERM: the controller is on this node, and engines send it to all processes there
 
 
 class End(msgspec.Struct, frozen=True):
@@ -77,7 +79,7 @@ class AgentLoop:
         if link.needs_lease:
             self._lease.add(0, now)
         self._poller = Poller()
-        self._inbox = SignalInbox((signal.SIGCHLD, signal.SIGTERM))
+        self._inbox = SignalInbox((signal.SIGCHLD, signal.SIGTERM, LEAVE))
         self._groups = ControlGroups()
         self._oom = OomWatch(self._groups)
         self._start: wire.Start | None = None
@@ -211,8 +213,13 @@ class AgentLoop:
 
     def _on_signals(self, events: int) -> None:
         numbers = self._inbox.read()
-        if signal.SIGTERM in numbers:
-            self._lose("this agent was stopped by SIGTERM")
+        if LEAVE in numbers:
+            self._lose("this agent was told to end")
+        elif signal.SIGTERM in numbers and not self._place.deaf:
+            if self._place.own is None or self._start is None:
+                self._lose("this agent was stopped by SIGTERM")
+            elif not self._lost:
+                self._link.send(wire.AskedToEnd())  # all nodes end as one, and their ranks may save
         if signal.SIGCHLD in numbers:
             self._reap()
 

@@ -34,6 +34,7 @@ class Bootstrap(msgspec.Struct, frozen=True, array_like=True):
     start_timeout_s: float
     interface: str | None
     environment: tuple[tuple[bytes, bytes], ...]  # put over the agent's own
+    deaf: bool = False  # to signals: whoever started it is on its machine, and hears them too
 
 
 def pack(bootstrap: Bootstrap) -> bytes:

@@ -131,12 +131,12 @@ def _hand_over(job: Job, *, dry_run: bool) -> int:
 # ---- the job ----------------------------------------------------------------------------------------------
 
 
-def read_values(line: CommandLine) -> Values:
-    """All options, the stronger source put over the weaker."""
+def read_values(line: CommandLine, *, file: bool = True) -> Values:
+    """All options, the stronger source put over the weaker; `file` says whether the configuration file counts."""
     from pmrun.launcher import config
 
     values = Values()
-    settings = [*config.from_file(_here()), *config.from_environment(os.environ), *line.settings]
+    settings = [*(config.from_file(_here()) if file else ()), *config.from_environment(os.environ), *line.settings]
     for setting in settings:
         try:
             values.put(setting.option, setting.text)
@@ -179,9 +179,11 @@ def build_job_here(line: CommandLine, values: Values, nodes: Nodes, backend: str
 
 def _submitted_job(line: CommandLine, values: Values, engine: str) -> Job:
     """A job that starts elsewhere: its words are kept, and what they mean is found out there."""
+    from pmrun.launcher import backends
     from pmrun.launcher.submission import read
 
-    nodes, ranks = read.read_nodes(values, line, engine)
+    usual: int = backends.load(engine).Backend().usual_nodes()
+    nodes, ranks = read.read_nodes(values, line, engine, usual)
     return _job(
         values, ranks, values.get(opt.OUTPUT_DIR), command=read.program_words(line), backend=engine,
         cwd=values.get(opt.CWD), env=_environment(values), nodes=nodes,

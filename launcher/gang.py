@@ -133,6 +133,7 @@ class Gang:
         self._survivors: list[tuple[str, int]] = []
         self._finished = False
         self._signals = 0
+        self._asked = False  # by a node that is to end, before pmrun itself was
         self._told = ""
         self.cause: Cause | None = None
 
@@ -157,6 +158,8 @@ class Gang:
             return self._end(cause, 0.0, 0.0)
         if isinstance(message, wire.RankExited):
             return self._on_exited(message)
+        if isinstance(message, wire.AskedToEnd):
+            return self._on_asked(node)
         if isinstance(message, wire.NodeDone):
             name = self._starts[node].node_name
             self._survivors += [(name, pid) for pid in message.survivors]
@@ -183,6 +186,9 @@ class Gang:
         """
         if self._finished:
             return []
+        if self._asked and number == _SIGTERM:  # an engine asks all nodes at once, this one too
+            self._asked = False
+            return []
         self._signals += 1
         if self._signals > 2:
             return [action for node in self._open() for action in self.on_link_lost(node, "no answer")]
@@ -193,6 +199,15 @@ class Gang:
         again = "Ctrl-C again" if number == _SIGINT else "the signal again"
         line = f"{signal_name(number)}: the ranks have {self._limits.grace_s:g} s to end ({again}: at once)"
         return [Say(line), *passed, *actions]
+
+    def _on_asked(self, node: int) -> list[Action]:
+        """A node is to end, of which the others may know nothing yet: it takes them with it, as their ranks need its."""
+        if self._finished or self.cause is not None:
+            return []
+        name = self._starts[node].node_name
+        actions = self.on_signal(_SIGTERM)
+        self._asked = True
+        return [Say(f"{name} was asked to end"), *actions]
 
     def on_suspend(self, stop: bool) -> list[Action]:
         """pmrun is being stopped by Ctrl-Z, or goes on: so do the ranks, which the terminal does not reach."""

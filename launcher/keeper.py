@@ -23,7 +23,7 @@ import msgspec
 from pmrun import wire
 from pmrun.errors import ExitCode, LaunchError, PmrunError
 from pmrun.launcher import process_tree, rank_process
-from pmrun.launcher.agent_loop import AgentLoop, Own, Place
+from pmrun.launcher.agent_loop import LEAVE, AgentLoop, Own, Place
 from pmrun.launcher.agent_process import detach, leave_process
 from pmrun.launcher.describe import exit_code
 from pmrun.launcher.dial import LifelineCut, Meeting, dial
@@ -44,6 +44,7 @@ class Summons(msgspec.Struct, frozen=True):
     interface: str | None
     own: Own | None = None
     comes_again: bool = False  # to the next attempt, also after it was killed or lost the main node
+    deaf: bool = False  # to signals: the controller is on this machine, and hears them
     stands_by: bool = False  # it came too late before, and said so
 
 
@@ -87,14 +88,15 @@ def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> 
     os.set_blocking(news_fd, False)  # somebody else might hold the other end
     poller = Poller()
     backstop: float | None = None
-    signals = 0
+    signals: list[int] = []
 
     def on_signals(events: int) -> None:
-        nonlocal signals
         for number in inbox.read():
-            if number in _PASSED:
-                signals += 1
-                os.kill(pid, signal.SIGTERM if signals == 1 else signal.SIGKILL)
+            if number in _PASSED and not summons.deaf:
+                # Of SIGTERM the agent itself knows whether it is a request to all nodes.
+                first = signal.SIGTERM if number == signal.SIGTERM else LEAVE
+                os.kill(pid, signal.SIGKILL if signals else first)
+                signals.append(number)
 
     def on_lifeline(events: int) -> None:
         nonlocal backstop
@@ -115,7 +117,10 @@ def keep_agent(summons: Summons, lifeline: int, tell: Callable[[str], None]) -> 
     finally:
         inbox.close()
         os.close(news_fd)
-    return Kept(exit_code(status), -1.0 if signals else _wanted_again(summons, news))
+    code = exit_code(status)
+    if status < 0:  # it was killed
+        code = exit_code(-signals[0]) if signals else ExitCode.AGENT_LOST
+    return Kept(code, -1.0 if signals else _wanted_again(summons, news))
 
 
 def _read(news_fd: int) -> bytes:
@@ -154,7 +159,7 @@ def _be_agent(summons: Summons, lifeline: int, tell: Callable[[str], None], keep
         signal.set_wakeup_fd(-1)
         for number in (*_PASSED, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        rank_process.die_with_parent(keeper, signal.SIGTERM)
+        rank_process.die_with_parent(keeper, LEAVE)
         text, code, again_s = _meet_and_serve(summons, lifeline, tell)
         os.write(news_fd, _NEWS.pack(again_s))
         if text and not (summons.stands_by and again_s >= 0):
@@ -180,7 +185,7 @@ def _meet_and_serve(summons: Summons, lifeline: int, tell: Callable[[str], None]
         summons.hello, pid=os.getpid(), host=os.uname().nodename, address=address, free_port=free_port()
     )
     detach()
-    loop = AgentLoop(link, Place(hello, summons.meeting.secret, lifeline, summons.own))
+    loop = AgentLoop(link, Place(hello, summons.meeting.secret, lifeline, summons.own, summons.deaf))
     loop.run()
     link.close()
     again_s = 0.0 if loop.end.lost and summons.comes_again else loop.end.again_s

@@ -79,7 +79,7 @@ def _be_main(job: Job, standing: Standing) -> int:
         counts = hosts.share(job.world_size, job.nodes.count)
         fleet = ProcessFleet(hub, seats, counts, RELEASE, job.nodes.least)
         told = bootstrap.Bootstrap(
-            wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, ()
+            wire.VERSION, RELEASE, secret, 0, tuple(hub.endpoints), job.start_timeout_s, job.nodes.interface, (), True
         )
         fleet.start(0, told, _explain)
         return fleet

@@ -50,7 +50,7 @@ RANKS: Option[int | None] = Option(
     text="how many ranks; 'auto' (default): the CPUs of the affinity mask and cgroup quota",
 )  # fmt: skip
 BACKEND: Option[str | None] = Option(
-    "on", parse_text, None, metavar="BACKEND", group=START, complete="local ssh by_hand",
+    "on", parse_text, None, metavar="BACKEND", group=START, complete="local ssh by_hand slurm",
     text="where the job runs: local (this machine; default), ssh (with --hosts), by_hand (with --nnodes), an engine",
 )  # fmt: skip
 HOSTS: Option[Hosts | None] = Option(

@@ -22,6 +22,7 @@ from typing import Any
 HOLDER = Path(__file__).parent / "cluster" / "holder.py"
 NEEDED = ("unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen")
 UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+DAEMONS = ("sshd:", "/usr/sbin/sshd", "slurmd ", "slurmctld ", ": slurmscriptd")
 DEADLINE_S = 30.0  # generous: these machines are shared; the tests of promptness have bounds of their own
 NOBODY = "02:00:00:00:00:01"  # no interface has this hardware address
 MARK = "TEST_RUN_OF_PMRUN"  # of tests/leak_guard.py: what sshd starts carries it too
@@ -87,16 +88,19 @@ class Machine:
         return subprocess.Popen(self.inside(command), **named)
 
     def processes(self) -> dict[int, str]:
-        """What runs there: command lines by process id (of outside), without process 1, sshd and the ended."""
-        return {pid: words for pid, words in self._all().items() if not words.startswith(("sshd:", "/usr/sbin/sshd"))}
+        """What runs there: command lines by process id (of outside), without process 1, daemons and the ended."""
+        return {pid: words for pid, words in self.everything().items() if not words.startswith(DAEMONS)}
 
     def sessions(self) -> dict[int, str]:
         """The processes of sshd that serve somebody."""
         return {
-            pid: words for pid, words in self._all().items() if words.startswith("sshd: ") and "[listener]" not in words
+            pid: words
+            for pid, words in self.everything().items()
+            if words.startswith("sshd: ") and "[listener]" not in words
         }
 
-    def _all(self) -> dict[int, str]:
+    def everything(self) -> dict[int, str]:
+        """Also the daemons that are part of the machine while they run."""
         own = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = {}
         for name in os.listdir("/proc"):

@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
     hello = wire.Hello(wire.VERSION, told.node_rank, 0, release=RELEASE)
     lifeline = os.dup(0)
     _tell("its agent runs")
-    return keep_agent(Summons(meeting, hello, told.interface), lifeline, _tell).code
+    return keep_agent(Summons(meeting, hello, told.interface, deaf=told.deaf), lifeline, _tell).code
 
 
 def _tell(text: str) -> None:
@@ -79,7 +79,7 @@ def _be_node(line: CommandLine) -> int:
             raise UsageError(f"pmrun agent: {setting.option.spelling} has no meaning on a node; see pmrun agent --help")
     if line.kind is Kind.NOTHING:
         raise UsageError("say what this node runs; see pmrun agent --help")
-    values = read_values(line)
+    values = read_values(line, file=False)  # of a submitted job it was read where the user is
     # Of the command line alone: a file on the node may say what its owner submits.
     address = next((setting.text for setting in reversed(line.settings) if setting.option is CODE), None)
     if address is None:

@@ -24,6 +24,10 @@ class EngineBackend(abc.ABC):
     def client(self) -> Client:
         """One that talks to the engine; it makes connections when it is first asked something."""
 
+    def usual_nodes(self) -> int:
+        """How many nodes a job has where nobody said."""
+        return 1
+
     def dry_run(self, job: Job) -> dict[str, object]:
         """The request, which is not sent."""
         return self.client().request(job)
@@ -74,7 +78,8 @@ def _tell_end(client: Client, status: JobStatus, terminal: Terminal) -> None:
     if status.state is State.SUCCEEDED:
         return
     text = f"{status.name} {'was' if status.state is State.CANCELLED else 'has'} {status.state.value}"
-    terminal.tell(text + (f": {status.reason}" if status.reason else ""))
+    reason = status.reason or (f"exit code {status.exit_code}" if status.exit_code else "")
+    terminal.tell(text + (f": {reason}" if reason else ""))
     if status.state is State.FAILED and status.exit_code is None:
         try:
             findings = client.why(status.name)

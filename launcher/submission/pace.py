@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 _FIRST_S: Final = 0.25
+_IDLE_S: Final = 5.0
 _FIRST_AFTER_ERROR_S: Final = 1.0
 _LONGEST_S: Final = 60.0
 _ASKED_FOR_MOST_S: Final = 600.0
@@ -22,7 +23,7 @@ class Pace:
     def __init__(self, calls_per_minute: int, now: float) -> None:
         self._most = max(1.0, calls_per_minute / 3)
         self._a_second = (calls_per_minute - self._most) / 60 or 1 / 60
-        self._idle_most_s = 60 / calls_per_minute
+        self._idle_most_s = max(60 / calls_per_minute, _IDLE_S)
         self._tokens = self._most
         self._at = now
         self._idle_s = self._error_s = 0.0

@@ -51,7 +51,7 @@ def read_submission(values: Values, engine: str) -> Submission:
     )
 
 
-def read_nodes(values: Values, line: CommandLine, engine: str) -> tuple[Nodes, int]:
+def read_nodes(values: Values, line: CommandLine, engine: str, usual: int) -> tuple[Nodes, int]:
     """How many nodes and ranks the job has; options that could not be kept there are refused."""
     for setting in line.settings:
         if setting.option in _ELSEWHERE:
@@ -62,7 +62,7 @@ def read_nodes(values: Values, line: CommandLine, engine: str) -> tuple[Nodes, i
             raise UsageError(f"{setting.option.spelling}: the job runs elsewhere; see: pmrun status JOB --json")
     if values.get(opt.STDIN) not in (0, "none"):
         raise UsageError(f"--stdin {values.get(opt.STDIN)}: nobody can type to a job on {engine}; leave it out")
-    least, count = values.get(opt.NODES) or (values.get(opt.NNODES) or 1,) * 2
+    least, count = values.get(opt.NODES) or (values.get(opt.NNODES) or usual,) * 2
     if least != count:
         raise UsageError(f"--nodes {least}:{count}: a job on {engine} has all its nodes or none; give one number")
     ranks = values.get(opt.RANKS)

@@ -16,7 +16,7 @@ import msgspec
 from pmrun.errors import PmrunError
 from pmrun.window import Pace
 
-VERSION: Final = 3  # of the protocol; both sides name theirs first and refuse another
+VERSION: Final = 4  # of the protocol; both sides name theirs first and refuse another
 MAX_MESSAGE_BYTES: Final = 16 << 20
 MAX_DATA_BYTES: Final = 64 << 10  # of the output or input in one message
 SHOWN_BYTES: Final = 64 << 10  # what a debugger may show before anybody has read it
@@ -340,6 +340,10 @@ class StoreClosed(_Message, frozen=True, tag="store_closed"):
     rank: int
 
 
+class AskedToEnd(_Message, frozen=True, tag="asked_to_end"):
+    """From an agent: whoever started its node wants it to end, as engines do before they take a machine away."""
+
+
 class Notice(_Message, frozen=True, tag="notice"):
     """One line that the user should read."""
 
@@ -349,7 +353,7 @@ class Notice(_Message, frozen=True, tag="notice"):
 Message = (
     Start | Signal | Look | Stop | Credit | Stdin | Leave | Refused | Gathered | Beat | Verdict | StoreReply
     | Hello | Started | StartFailed | RankExited | Output | StdinCredit | NodeDone | RankLeft | StoreRequest | StoreClosed
-    | Notice | Waits | Looked | Typed | Interrupt | Attach | Debugging | Shown
+    | Notice | AskedToEnd | Waits | Looked | Typed | Interrupt | Attach | Debugging | Shown
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -204,3 +204,15 @@ def test_the_main_nodes_pmrun_is_killed(start, secret, cluster):
     rc, _, err = other.finish(10)
     assert rc == 76 and "the main node is lost" in err
     cluster.until_quiet(5)
+
+
+def test_a_node_that_is_asked_to_end_takes_all_with_it(start, secret, cluster):
+    """As an engine does before it takes a machine away: their ranks need those of that node, and may save."""
+    words = ["-n", "2", "--nnodes", "2", "--main", MAIN, "--secret-file", secret]
+    command = ["--", sys.executable, "-c", "import signal; print('ready', flush=True); signal.pause()"]
+    main, other = start("a", *words, *command), start("b", *words, *command)
+    main.read_until(2)
+    other.signal(signal.SIGTERM)
+    rc, _, err = main.finish(10)
+    assert rc == 143 and "pmrun: b was asked to end" in err
+    assert other.finish(10)[0] == 143

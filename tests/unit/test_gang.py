@@ -129,6 +129,16 @@ def test_other_signals(number, code):
     assert finish(machine).code == code
 
 
+def test_a_node_that_is_asked_to_end_takes_all_with_it_once():
+    """An engine asks all nodes at the same time: pmrun's own signal is the same request, and only one after it hurries."""
+    machine = started()
+    actions = machine.on_message(0, wire.AskedToEnd())
+    assert sent(actions, wire.Signal) == [(0, wire.Signal(15))]
+    assert machine.on_message(0, wire.AskedToEnd()) == machine.on_signal(15) == []
+    assert sent(machine.on_signal(15), wire.Stop)[0][1].settle_s == 0.0
+    assert finish(machine).code == 143
+
+
 def agreed(rank):
     return msgspec.structs.replace(exited(rank, 75), resumable=True)
 

@@ -28,6 +28,7 @@ MESSAGES = [
     wire.Debugging(3, "train.py:4 in main"), wire.Shown(3, b"(Pdb) "),
     wire.Refused("another version", 75), wire.Beat(), wire.Look(1), wire.Waits(75.5, (1, 2)),
     wire.Looked(1, (wire.Sight(3, 7, "computing", last=wire.Pending("allreduce #8", 1.5), entered=((0, 5, 8),)),)),
+    wire.AskedToEnd(),
 ]  # fmt: skip
 
 
