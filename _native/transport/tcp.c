@@ -35,6 +35,7 @@
 #define KEEP_PROBES        5  /* so often: gone after 20 s */
 #define FIRST_BYTES_S      10 /* the kernel keeps a connection from us until something came, or so long */
 #define CLOSE_SLICE_MS     20
+#define CONGESTION_NAME_BYTES 16 /* as the kernel's */
 
 pmr_flow *pmr_tcp_flow(pmr_tcp *self, uint32_t peer, uint32_t lane)
 {
@@ -74,8 +75,22 @@ static void set_option(int fd, int level, int option, int value)
     setsockopt(fd, level, option, &value, sizeof value);
 }
 
+/* BBR sends at the rate that was acknowledged over the last ten round trips, which last microseconds between near nodes. A
+ * peer that reads late, since it computes or has no CPU, looks like a slow network then: the next message trickles for
+ * tens of milliseconds. Comes before there is a connection, as a socket that BBR began to pace stays paced. */
+static void avoid_bbr(int fd)
+{
+    char name[CONGESTION_NAME_BYTES] = "";
+    socklen_t bytes = sizeof name;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes) != 0 || strncmp(name, "bbr", 3) != 0)
+        return;
+    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", strlen("cubic")) != 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno")); /* which everybody may choose */
+}
+
 void pmr_tcp_tune(const pmr_tcp *self, int fd)
 {
+    avoid_bbr(fd);
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEP_IDLE_S);
@@ -359,6 +374,7 @@ static pmr_status listen_on(pmr_tcp *self, const char *host, pmr_error *error)
     self->listener = socket(address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (self->listener < 0)
         return pmr_fail_os(error, "cannot make a socket for %s", host);
+    avoid_bbr(self->listener); /* inherited by what is accepted */
     if (self->socket_bytes) /* inherited, and needed before the window's scale is agreed on */
         set_option(self->listener, SOL_SOCKET, SO_RCVBUF, (int)self->socket_bytes);
     set_option(self->listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, FIRST_BYTES_S);

@@ -7,6 +7,12 @@
  */
 #include "endpoint_world.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#define DESCRIPTORS 1024
+
 static const char *library;
 static uint32_t fixed_bytes;
 
@@ -22,6 +28,17 @@ static uint32_t size_random(uint64_t mixed, uint32_t lane)
     return (uint32_t)(mixed >> 8) % ((1u << magnitude) + 1);
 }
 
+/* No socket of the tcp transport is paced by BBR, where that is the system's choice. */
+static void check_congestion(void)
+{
+    for (int fd = 0; fd < DESCRIPTORS; fd++) {
+        char name[16] = "";
+        socklen_t bytes = sizeof name;
+        if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes) == 0)
+            CHECK(strncmp(name, "bbr", 3) != 0);
+    }
+}
+
 static void run_pairs(const char *transport, uint32_t ranks, uint32_t (*size_of)(uint64_t, uint32_t), uint32_t count)
 {
     static world world;
@@ -33,6 +50,8 @@ static void run_pairs(const char *transport, uint32_t ranks, uint32_t (*size_of)
                 if (from != to)
                     world_plan(&world, from, to, lane, count);
     world_run(&world);
+    if (strcmp(transport, "tcp") == 0)
+        check_congestion();
     for (uint32_t rank = 0; rank < ranks; rank++) {
         pmr_endpoint *endpoint = world.member[rank].endpoint;
         CHECK(pmr_endpoint_unsent_bytes(endpoint) == 0 && world.member[rank].losses == 0);
