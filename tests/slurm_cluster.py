@@ -7,6 +7,7 @@ commands find it by SLURM_CONF. It ends with `close`, or with the machines.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -100,7 +101,8 @@ class Slurm:
         for name in (LOGIN, *NODES):
             for pid, words in self.cluster[name].everything().items():
                 if "slurm" in words:
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # slurmscriptd ends with slurmctld
+                        os.kill(pid, signal.SIGKILL)
         for daemon in self._daemons:
             daemon.wait(machines.DEADLINE_S)
         shutil.rmtree(self.folder)
