@@ -48,9 +48,9 @@ def test_another_version_is_named_whatever_follows():
         read(len(data).to_bytes(4, "little") + data)
 
 
-def test_the_command_is_not_for_people(capsys):
-    assert cli.main(["agent", "--help"]) == 2
-    assert "pmrun starts its agents itself" in capsys.readouterr().err
+def test_the_command_says_who_starts_it(capsys):
+    assert cli.main(["agent", "--help"]) == 0
+    assert "start the same command once on each node" in capsys.readouterr().out
 
 
 def test_a_script_may_have_a_commands_name(tmp_path, monkeypatch, capsys):
