@@ -60,6 +60,7 @@ SAVE = """
 import os, time
 import pmrun as pm
 world = pm.init()
+pm.should_stop()  # from here on SIGTERM ends nobody
 print("ready" if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else "resumed", flush=True)
 while "SLURM_RESTART_COUNT" not in os.environ:
     if pm.should_stop():
