@@ -35,7 +35,7 @@ class AgentWatch:
 
     def open(self, start: wire.Start, window: Window, pids: list[int], cpus: int, now: float) -> None:
         """The ranks have been started."""
-        self._lookout = Lookout(window, start.first_rank, pids, start.hang_timeout_s, now)
+        self._lookout = Lookout(window, start.first_rank, pids, len(start.layout) <= 1, start.hang_timeout_s, now)
         self._cwd = os.fsdecode(start.cwd) if start.cwd is not None else _here()
         self._cpus = cpus
 

@@ -197,6 +197,11 @@ class AttachDesk:
         self._send(rank, wire.Typed(rank, b"", 0, *self._console.size()))
         return True
 
+    def resize(self) -> None:
+        """pmrun's own terminal has another size now."""
+        if self._console is not None and self._own_rank >= 0:
+            self._send(self._own_rank, wire.Typed(self._own_rank, b"", 0, *self._console.size()))
+
     def _free_console(self, rank: int) -> None:
         """pmrun's terminal shows this rank no more: it is the next one's, if there is one."""
         if self._console is None or rank != self._own_rank:
@@ -249,7 +254,7 @@ class AttachDesk:
             if isinstance(message, wire.Attach) and guest.rank < 0:
                 self._admit(guest, message)
             elif isinstance(message, wire.Typed) and guest.rank >= 0 and not guest.leaving:
-                self._on_typed(guest.rank, message.data)
+                self._on_typed(guest.rank, message)
 
     def _admit(self, guest: _Guest, asked: wire.Attach) -> None:
         rank = asked.rank if asked.rank >= 0 else min(self._waiting, default=-1)
@@ -274,10 +279,12 @@ class AttachDesk:
             return f"the terminal of pmrun itself talks to rank {rank}: Ctrl-] there leaves it"
         return f"another pmrun attach looks at rank {rank}: Ctrl-] there leaves it" if self._guest_of(rank) else ""
 
-    def _on_typed(self, rank: int, data: bytes) -> None:
+    def _on_typed(self, rank: int, typed: wire.Typed) -> None:
+        if typed.rows > 0:
+            self._send(rank, wire.Typed(rank, b"", 0, typed.rows, typed.columns))
         if rank in self._waiting:
-            self._send(rank, wire.Typed(rank, data))
-        elif b"\x03" in data:  # Ctrl-C
+            self._send(rank, wire.Typed(rank, typed.data))
+        elif b"\x03" in typed.data:  # Ctrl-C
             self._send(rank, wire.Interrupt(rank))
 
     def _dismiss(self, guest: _Guest, word: wire.Message) -> None:

@@ -13,6 +13,8 @@ import socket
 import struct
 from typing import Final
 
+from pmrun import meeting
+
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 _LISTENS: Final = 0x10000  # in the flags that /proc/net/unix shows
 
@@ -58,13 +60,22 @@ def is_own(sock: socket.socket) -> bool:
 
 def jobs() -> list[str]:
     """This user's jobs that run in this network namespace, sorted."""
-    prefix = "@" + _prefix()
+    return _listeners(_prefix())
+
+
+def others() -> bool:
+    """Whether gangs of this user run here that another launcher started: their stewards let nobody attach."""
+    return bool(_listeners(meeting.name_prefix()))
+
+
+def _listeners(prefix: str) -> list[str]:
+    """The rest of each name that begins so and is listened on, sorted."""
     found = set()
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.split(maxsplit=7)
-            if len(fields) == 8 and fields[7].startswith(prefix) and int(fields[3], 16) & _LISTENS:
-                found.add(fields[7].rstrip("\n").removeprefix(prefix))
+            if len(fields) == 8 and fields[7].startswith("@" + prefix) and int(fields[3], 16) & _LISTENS:
+                found.add(fields[7].rstrip("\n").removeprefix("@" + prefix))
     return sorted(found)
 
 

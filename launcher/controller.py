@@ -47,7 +47,7 @@ _FENCE_S: Final = BACKSTOP_S + 1.0  # after it gave up on a silent node, that ha
 _FIRST_PATIENCE_S: Final = 30.0  # for nodes that may be missing, where fewer are enough
 _PATIENCE_S: Final = 5.0  # the same between attempts
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT, signal.SIGWINCH)
 
 
 class Controller:
@@ -346,6 +346,8 @@ class Controller:
                 self._suspend()
             elif number == signal.SIGQUIT:
                 self._show_ranks()
+            elif number == signal.SIGWINCH:
+                self._desk.resize()
             elif self._again is not None:
                 text = f"stopped by {signal_name(number)} between two attempts"
                 self._cancel(gang.Cause(gang.Kind.SIGNAL, text, exit_code(-number)))

@@ -35,6 +35,8 @@ class HangDesk:
 
     def on_message(self, node: int, message: wire.Waits | wire.Looked, now: float) -> list[gang.Action]:
         """An agent told how long its ranks wait, or where they are."""
+        if self._ending():
+            return []
         if isinstance(message, wire.Waits):
             self._watch.on_waits(node, message, now)
             return []
@@ -42,7 +44,7 @@ class HangDesk:
 
     def on_quit(self, now: float) -> list[gang.Action]:
         """The user wants to see where the ranks are."""
-        return self._carry_out(self._watch.on_quit(now), now)
+        return [] if self._ending() else self._carry_out(self._watch.on_quit(now), now)
 
     def on_suspend(self, stop: bool, now: float) -> None:
         """pmrun stops, or goes on."""
@@ -54,13 +56,19 @@ class HangDesk:
 
     def on_tick(self, now: float) -> list[gang.Action]:
         """Something has happened, or time has passed."""
-        if self._gang.cause is not None:
-            self._watch.stop()
+        if self._ending():
             return []
         gone = self._gang.over
         actions = [action for node in gone - self._gone for action in self._watch.on_node_over(node, now)]
         self._gone = gone
         return self._carry_out([*actions, *self._watch.on_tick(now)], now)
+
+    def _ending(self) -> bool:
+        """Whether the gang has got a cause to end, perhaps by the message before this one: then no look is told."""
+        if self._gang.cause is None:
+            return False
+        self._watch.stop()
+        return True
 
     def _carry_out(self, actions: list[hang.Action], now: float) -> list[gang.Action]:
         done: list[gang.Action] = []

@@ -32,14 +32,19 @@ class Lookout:
         The world rank of local rank 0.
     pids : list of int
         What was started, by local rank.
+    alone : bool
+        There is no other node, whose ranks might wait for one that is here.
     timeout_s : float
         --hang-timeout; 0: nobody wants to know how long ranks wait.
     now : float
         A monotonic time, as all that follow.
     """
 
-    def __init__(self, window: Window, first_rank: int, pids: list[int], timeout_s: float, now: float) -> None:
+    def __init__(
+        self, window: Window, first_rank: int, pids: list[int], alone: bool, timeout_s: float, now: float
+    ) -> None:
         self._window = window
+        self._alone = alone
         self._first_rank = first_rank
         self._alive = {first_rank + local_rank: pid for local_rank, pid in enumerate(pids)}
         self._timeout_s = timeout_s
@@ -67,8 +72,8 @@ class Lookout:
         self._note_waits(now)
         oldest = min(self._since, key=lambda key: self._since[key], default=None)
         age_s = now - self._since[oldest] if oldest is not None else -1.0
-        # Nobody is in a debugger's way while nobody waits.
-        debugged = self._debugged() if age_s >= self._interval_s else ()
+        # Nobody is in a debugger's way while nobody waits, which may be on another node.
+        debugged = self._debugged() if age_s >= self._interval_s or not self._alone else ()
         if age_s < _TOLD_FROM * self._timeout_s:
             oldest, age_s = None, -1.0
         self._looked_at = now

@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pmrun")
     group.addoption("--seed", type=int, default=None, help="seed of all random input (printed at the start)")
     group.addoption("--sanitize", default="", help="sanitizer of the plain C tests: address,undefined or thread")
-    group.addoption("--schedules", type=int, default=4000, help="how many schedules of a job are simulated, twice")
+    group.addoption("--schedules", type=int, default=2000, help="how many schedules of a job are simulated, twice")
     group.addoption("--machine", default="", help="machine of the plain C tests, another than this: aarch64")
 
 

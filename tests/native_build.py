@@ -12,6 +12,7 @@ import ast
 import os
 import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,8 @@ class NativeBuild:
 
     def program(self, source: Path) -> Path:
         """The test program of one C file, linked with the whole core. AssertionError with the compiler's words."""
-        objects = [self._object(path) for path in [*core_sources(), source]]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            objects = list(pool.map(self._object, [*core_sources(), source]))
         program = self.folder / source.stem
         if not program.exists() or any(_newer(path, program) for path in objects):
             self._run([*map(str, objects), "-o", str(program), "-pthread", "-lm", "-ldl"])

@@ -34,7 +34,10 @@ static bool means_all(const pmr_address *address)
 {
     if (address->any.sa_family == AF_INET)
         return address->v4.sin_addr.s_addr == htonl(INADDR_ANY);
-    return memcmp(&address->v6.sin6_addr, &in6addr_any, sizeof in6addr_any) == 0;
+    const struct in6_addr *v6 = &address->v6.sin6_addr;
+    if (IN6_IS_ADDR_V4MAPPED(v6)) /* ::ffff:0.0.0.0: all that are IPv4 */
+        return memcmp(v6->s6_addr + 12, in6addr_any.s6_addr, 4) == 0;
+    return memcmp(v6, &in6addr_any, sizeof in6addr_any) == 0;
 }
 
 pmr_status pmr_address_parse(const char *host, pmr_address *out, pmr_error *error)

@@ -17,7 +17,7 @@ from pmrun.errors import ExitCode, UsageError
 from pmrun.launcher import attach_line
 from pmrun.launcher.console import LEAVE_KEY, Console
 from pmrun.launcher.link import LinkLost, SocketLink
-from pmrun.launcher.poller import READ, Poller
+from pmrun.launcher.poller import READ, Poller, SignalInbox
 
 _HELP = """\
 pmrun attach [JOB] [--rank N]: talk to the debugger of a rank
@@ -43,14 +43,16 @@ def run(argv: list[str]) -> int:
     except OSError:
         others = attach_line.jobs()
         known = f"; these do: {', '.join(others)}" if others else ""
-        raise UsageError(f"no job {job_id} of yours runs on this machine{known}") from None
+        raise UsageError(f"no job {job_id} of yours runs on this machine{_foreign()}{known}") from None
     console = Console()
+    resized = SignalInbox((signal.SIGWINCH,))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        return _Visit(SocketLink(sock), console).talk(rank)
+        return _Visit(SocketLink(sock), console, resized).talk(rank)
     finally:
         console.release()
+        resized.close()
         sock.close()
 
 
@@ -75,10 +77,17 @@ def _read(argv: list[str]) -> tuple[str, int]:
 def _only_job() -> str:
     jobs = attach_line.jobs()
     if not jobs:
-        raise UsageError("no job of yours runs on this machine")
+        raise UsageError(f"no job of yours runs on this machine{_foreign()}")
     if len(jobs) > 1:
         raise UsageError(f"several of your jobs run on this machine: say which: {', '.join(jobs)}")
     return jobs[0]
+
+
+def _foreign() -> str:
+    """What there is instead, where that is a gang of another launcher."""
+    if not attach_line.others():
+        return ""
+    return " under pmrun; ranks that mpirun, torchrun or the like started cannot be attached to: start them with pmrun"
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -89,10 +98,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 class _Visit:
     """One connection."""
 
-    def __init__(self, link: SocketLink, console: Console) -> None:
+    def __init__(self, link: SocketLink, console: Console, resized: SignalInbox) -> None:
         self._link = link
         self._console = console
+        self._resized = resized
         self._poller = Poller()
+        self._poller.watch(resized.fd, READ, lambda _: self._on_resize())
         self._rank = -1
         self._reads = True  # the standard input
         self._told = False
@@ -137,6 +148,11 @@ class _Visit:
             self._say(f"rank {news.rank} waits in pdb: {news.text} (q ends the gang, Ctrl-] leaves it waiting)")
         else:
             self._say(f"rank {news.rank} runs (Ctrl-C interrupts it into pdb, Ctrl-] leaves it)")
+
+    def _on_resize(self) -> None:
+        """The window has another size; before a rank is shown, the first word to it has the size anyway."""
+        if signal.SIGWINCH in self._resized.read() and self._told:
+            self._link.send(wire.Typed(self._rank, b"", 0, *self._console.size()))
 
     def _on_key(self) -> None:
         try:

@@ -260,12 +260,17 @@ def _start_steward(placement: Placement, name: str, timeout_s: float) -> socket.
 # ---- the meeting's name -------------------------------------------------------------------------------------
 
 
+def name_prefix() -> str:
+    """What the names of this user's stewards begin with, after the NUL."""
+    return f"pmrun-steward/{os.geteuid()}/"
+
+
 def _name(placement: Placement) -> str:
     """The same for all ranks of this start of the gang on this node, and for no other on this machine."""
     common = _launcher_process(placement.mark) if placement.mark else ""
     node = "" if placement.on_one_machine else str(placement.node_rank)
     told = "\0".join((placement.launcher, placement.job, str(placement.world_size), common, node))
-    return f"\0pmrun/{os.geteuid()}/{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
+    return f"\0{name_prefix()}{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
 
 
 def _launcher_process(mark: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -10,12 +11,14 @@ import re
 import select
 import signal
 import socket
+import struct
 import sys
 import termios
 import time
 
 import pytest
 
+from pmrun import meeting
 from pmrun.launcher import attach_line
 
 PYTHON = sys.executable
@@ -166,6 +169,31 @@ def test_ranks_ask_one_after_another_and_may_be_left(launched, terminal, attach)
     assert here.finish()[0] == there.finish()[0] == 0
 
 
+SIZE = b"import os, sys; os.get_terminal_size(sys.stdin.fileno())\r"
+
+
+def resize(window, rows, asks=50):
+    """Give a terminal's window other rows, and let the rank in pdb say how many it has until they are these."""
+    fcntl.ioctl(window.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 99, 0, 0))
+    for _ in range(asks):
+        if b"columns=99, lines=%d)" % rows in window.answer(b"(Pdb) ", SIZE):
+            return
+    raise AssertionError(f"the rank has not heard of {rows} rows")
+
+
+def test_the_rank_knows_the_size_of_the_window_also_when_that_changes(launched, terminal, attach):
+    here = terminal(str(launched.DRIVE), json.dumps({"command": [PYTHON, "-c", BREAKPOINT], "world_size": 2}))
+    resize(here, 33)
+    here.answer(b"(Pdb) ", b"\x1d")
+    here.until(b"waits on; to talk to it: pmrun attach ")
+    there = attach(here.until(b" --rank ").split()[0].decode(), "--rank", "1")
+    there.answer(b"waits in pdb", SIZE)
+    resize(there, 44)
+    there.answer(b"(Pdb) ", b"c\r")
+    there.answer(b"rank 1 runs", b"\x1d")
+    assert there.finish()[0] == here.finish()[0] == 0
+
+
 def test_attach_to_a_breakpoint_leave_it_and_come_back(launch, attach):
     job = launch([PYTHON, "-c", BREAKPOINT], 2)
     line = said(job, b"pmrun attach ").decode()
@@ -257,3 +285,12 @@ def test_another_users_socket_is_not_believed():
 def test_where_nothing_runs(attach):
     code, text = attach("no-such-job").finish()
     assert code == 2 and b"no job no-such-job of yours runs on this machine" in text
+
+
+def test_ranks_of_another_launcher_are_not_taken_for_a_job(attach):
+    with socket.socket(socket.AF_UNIX) as steward:
+        steward.bind(f"\0{meeting.name_prefix()}of-this-test")
+        steward.listen()
+        assert "of-this-test" not in attach_line.jobs()
+        code, text = attach("no-such-job").finish()
+    assert code == 2 and b"start them with pmrun" in text, text

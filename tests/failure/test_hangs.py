@@ -158,3 +158,38 @@ world.barrier()
     rc, _, err = job.finish()
     assert rc == 0
     assert (seen + err).decode().startswith("pmrun: SIGQUIT: ")
+
+
+RESUMES = """
+import sys
+attempt, checkpoint = int(os.environ["PMRUN_ATTEMPT"]), pm.Checkpoint(sys.argv[1])
+step, total = checkpoint.load(0)
+print(f"attempt {attempt} goes on from {step} with {total}", flush=True)
+for step in range(step, 6):
+    if step == 3 and world.rank == 1 and attempt == 0:
+        signal.sigwait([signal.SIGUSR1])
+    total = int(world.allreduce(1.0)) + total
+    checkpoint.save(step + 1, total)
+print(f"total {total}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_gang_that_hung_goes_on_from_its_checkpoint(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(HEAD + RESUMES)
+    events = tmp_path / "events.json"
+    options = ["--hang-timeout", f"{TIMEOUT_S}", "--grace", "0", "--max-restarts", "1", "--json-events", str(events)]
+    done = subprocess.run(
+        [str(gang_helper.COMMAND), "-n", "3", *options, str(script), str(tmp_path / "runs")],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    hang = "hang: rank 1 never entered allreduce #"
+    assert done.stderr.startswith(f"pmrun: {hang}") and done.stderr.count("pmrun: hang: ") == 1, done.stderr
+    assert f"pmrun: attempt 0 ended: {hang}" in done.stderr and "starting attempt 1 (restart 1 of 1)" in done.stderr
+    assert done.stderr.endswith("pmrun: the job ended well in attempt 1, after 1 restart\n")
+    assert done.stdout.count("attempt 0 goes on from 0 with 0") == done.stdout.count("total 18") == 3
+    assert done.stdout.count("attempt 1 goes on from 3 with 9") == 3
+    told = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert told.count("hang") == told.count("restarting") == 1 and told.count("gang_ended") == 2

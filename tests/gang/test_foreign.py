@@ -95,7 +95,7 @@ def mpich(size: int, *which: int) -> list[dict[str, str]]:
 
 def names() -> list[str]:
     """Abstract names at which ranks of this user may meet now."""
-    return re.findall(rf"@pmrun/{os.geteuid()}/\S+", Path("/proc/net/unix").read_text())
+    return re.findall(rf"@{meeting.name_prefix()}\S+", Path("/proc/net/unix").read_text())
 
 
 REPORT = """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state machines of meeting, gang, agent and lease under seeded schedules of tests/simulated_job.py.
+"""The state machines of meeting, gang, hang watch, agent, lease and attempts under seeded schedules of tests/simulated_job.py.
 
 A failure names its seed; `python tests/simulated_job.py SEED` (with `hostile`, where it says so) plays it again.
 `--schedules N` plays more than the usual number.
@@ -8,9 +8,10 @@ A failure names its seed; `python tests/simulated_job.py SEED` (with `hostile`, 
 import pytest
 from simulated_job import Job
 
-from pmrun.launcher import agent, gang, lease, rendezvous
+from pmrun.launcher import agent, attempts, gang, hang, lease, rendezvous
 
 BLOCKS = 4
+ON_END = attempts.Attempts.on_end
 
 
 def play(seed, hostile=False):
@@ -48,11 +49,19 @@ def loses(seed):
         (gang.Gang, "on_link_lost", lambda self, node, why: [], 0),
         (gang.Gang, "_end", lambda self, *args, **more: [], 0),
         (gang.Gang, "_untold", lambda self: None, 0),
-        (gang.Gang, "_failure", lambda self, exited: gang.Cause(gang.Kind.RANK, "?", 1, rank=exited.rank), 1600),
-        (gang.Gang, "_origin", lambda self, cause: cause, 23_000),  # rare: the first seed that shows it is near
+        # The rare ones: the first seed that shows it is near.
+        (gang.Gang, "_failure", lambda self, exited: gang.Cause(gang.Kind.RANK, "?", 1, rank=exited.rank), 3000),
+        (gang.Gang, "_origin", lambda self, cause: cause, 9600),
         (lease.Leases, "look", lambda self, now: [], 0),
         (lease.Leases, "heard", lambda self, peer, now: None, 0),
         (rendezvous.Rendezvous, "_problem", lambda self, hello: None, 0),
+        (attempts, "_restartable", lambda outcome: True, 0),
+        (attempts.Attempts, "_final", lambda self, outcome: "", 0),
+        (attempts.Attempts, "on_interrupted", lambda self: None, 750),
+        (attempts.Attempts, "on_end", lambda self, *end: ON_END(self, *end[:-1], 0.0), 25_600),  # the silent may run on
+        (hang.HangWatch, "on_tick", lambda self, now: [], 0),
+        (hang.HangWatch, "_still_hangs", lambda self, answers, now: True, 1300),
+        (hang.HangWatch, "_pause", lambda self, who, stands, now: None, 0),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -49,8 +49,8 @@ def ranks():
     made.window.close()
 
 
-def eye(ranks, timeout_s=40.0, now=0.0):
-    return lookout.Lookout(ranks.window, 4, ranks.pids, timeout_s, now)
+def eye(ranks, timeout_s=40.0, now=0.0, alone=True):
+    return lookout.Lookout(ranks.window, 4, ranks.pids, alone, timeout_s, now)
 
 
 def test_it_looks_once_a_second_or_more_often_for_short_timeouts(ranks):
@@ -151,6 +151,14 @@ def test_a_rank_in_a_debugger_is_told_while_somebody_waits(ranks, traced):
     assert look.look(3.0) == wire.Waits(-1.0, (5,))
     state = process_state.look_at(traced)
     assert state.held and state.text.startswith("in a debugger (") and str(os.getpid()) in state.text
+
+
+def test_a_rank_in_a_debugger_is_told_at_once_where_those_that_wait_may_be_elsewhere(ranks, traced):
+    ranks.pids[1] = traced
+    look = eye(ranks, alone=False)
+    assert look.look(1.0) == wire.Waits(-1.0, (5,))
+    look.on_exit(5)
+    assert look.look(2.0) == wire.Waits(-1.0, ())
 
 
 def test_a_rank_that_says_it_is_in_pdb_is_one_in_a_debugger(ranks):

@@ -35,6 +35,8 @@ _KNOWN: Final = {
     "float8_e4m3fn": "F8_E4M3",
 }
 _OPAQUE: Final = "U8"
+# What a header of sound JSON that no pmrun wrote leads to.
+_NONSENSE: Final = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 class Damaged(Exception):
@@ -157,7 +159,7 @@ class Reader:
         """The state, whose arrays lie in the buffers."""
         try:
             return tree.rebuild(self._tree, self._buffers)
-        except (KeyError, TypeError, ValueError, AttributeError, SyntaxError, RecursionError) as error:
+        except (*_NONSENSE, SyntaxError, MemoryError) as error:  # the last two: a type that Python's parser refuses
             raise CheckpointError(f"a shard's header makes no sense ({type(error).__name__}: {error})") from None
 
     def _take_head(self, data: memoryview) -> memoryview:
@@ -183,8 +185,9 @@ class Reader:
             metadata = entries.pop(_METADATA)
             format_ = metadata["format"]
             self._tree = json.loads(metadata["tree"])
-            places = [(name, *map(int, entry["data_offsets"])) for name, entry in entries.items()]
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            spans = [(name, *entry["data_offsets"]) for name, entry in entries.items()]
+            places = [(name, int(start), int(stop)) for name, start, stop in spans]
+        except _NONSENSE as error:
             raise Damaged(f"its header makes no sense ({type(error).__name__}: {error})") from None
         if format_ != FORMAT:
             raise CheckpointError(f"a shard of format {format_!r}, and this pmrun reads {FORMAT!r}: update pmrun")

@@ -62,7 +62,7 @@ def rebuild(tree: Tree, buffers: Mapping[str, npt.NDArray[np.uint8]]) -> Any:
         return [rebuild(item, buffers) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    kind = next(iter(tree))
+    kind = next(iter(tree), "")  # an object without a key is of no kind
     body = tree[kind]
     if kind == "dict":
         return {key: rebuild(item, buffers) for key, item in body.items()}

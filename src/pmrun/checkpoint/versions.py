@@ -108,12 +108,13 @@ def unseal(data: bytes, version: Version) -> Manifest:
         if form != FORMAT:
             raise CheckpointError(f"a manifest of format {form}, and this pmrun reads {FORMAT}: update pmrun")
         manifest = msgspec.json.decode(line, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"it makes no sense ({error})") from None
     if (manifest.number, manifest.step) != version:
         raise Damaged(f"it is that of {Version(manifest.number, manifest.step).name}")
-    names = [shard_name(rank) for rank in range(manifest.world_size if manifest.sharded else 1)]
-    if [piece.name for piece in manifest.shards] != names:
+    count = manifest.world_size if manifest.sharded else 1
+    named = [piece.name for piece in manifest.shards]
+    if len(named) != count or named != [shard_name(rank) for rank in range(count)]:
         raise Damaged("it names other shards than its ranks have")
     return manifest
 
