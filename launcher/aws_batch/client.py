@@ -18,7 +18,9 @@ from pmrun.launcher import keys
 from pmrun.launcher.aws_batch import lint, logs, reasons
 from pmrun.launcher.aws_batch.request import make_request
 from pmrun.launcher.aws_batch.trouble import Refused, told
+from pmrun.launcher.code_package.places import open_place
 from pmrun.launcher.job import Job
+from pmrun.launcher.submission.code import send_code
 from pmrun.launcher.submission.contract import (
     Cursor,
     Finding,
@@ -65,6 +67,8 @@ class BatchClient:
         findings = lint.findings(request, lambda service: self._client(service, region))
         if findings:
             raise UsageError(f"{findings[0].what}; {findings[0].remedy}")
+        if "code" in request:
+            send_code(request["code"], open_place(request["code"]["store"]))
         with contextlib.ExitStack() as undo:
             self._make_secret(request["secret"], region, undo)
             self._make_definition(batch, request["definition"], undo)

@@ -17,8 +17,9 @@ from typing import Any, Final
 from pmrun import env
 from pmrun.errors import UsageError
 from pmrun.launcher.job import Job
+from pmrun.launcher.submission.code import Code, code_place, describe_code
 from pmrun.launcher.submission.contract import Request
-from pmrun.launcher.submission.node_command import agent_words
+from pmrun.launcher.submission.node_command import node_words
 from pmrun.launcher.submission.read import Key, check_options, read_keys, title_of
 
 _NODES_MAX: Final = 1000
@@ -28,7 +29,9 @@ _TIMEOUT_MIN_S: Final = 60
 _MARGIN_S: Final = 60.0  # beyond all that pmrun itself waits for, before Batch ends the job
 _MIB_PER_CPU: Final = 2048  # of memory, where nobody said how much
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_UNDERSTOOD: Final = frozenset({"image", "queue", "cpu", "gpu", "memory_mib", "shared_memory_mib", "retries"})
+_UNDERSTOOD: Final = frozenset(
+    {"image", "queue", "cpu", "gpu", "memory_mib", "shared_memory_mib", "retries", "code", "code_store", "pip"}
+)
 RANGE: Final = "0:"  # all nodes, however many
 
 
@@ -92,6 +95,10 @@ def make_request(job: Job, engine: str, secret_prefix: str = "/pmrun/batch") -> 
         raise UsageError(f"--nodes {job.nodes.count}: a job of AWS Batch has at most {_NODES_MAX}")
     if submission.retries > _RETRIES_MAX:
         raise UsageError(f"--retries {submission.retries}: AWS Batch retries at most {_RETRIES_MAX} times")
+    place = code_place(job)
+    if submission.code is not None and place is None:
+        raise UsageError(f"--on {engine}: say where the code waits for the nodes: --code-store s3://bucket/prefix")
+    code = None if place is None else describe_code(job, place.address)
     definition = _definition(job, keys, secret_prefix)
     request: Request = {
         "region": keys.get("region"),
@@ -101,7 +108,8 @@ def make_request(job: Job, engine: str, secret_prefix: str = "/pmrun/batch") -> 
             "Type": "SecureString",
             "Value": "(made when it is missing)",
         },
-        "job": _submission(job, keys, definition["jobDefinitionName"]),
+        "job": _submission(job, keys, definition["jobDefinitionName"], code),
+        **({"code": {**code, "store": submission.code_store}} if code is not None else {}),
     }
     return request
 
@@ -134,7 +142,7 @@ def _definition(job: Job, keys: dict[str, Any], secret_prefix: str) -> dict[str,
     }  # fmt: skip
 
 
-def _submission(job: Job, keys: dict[str, Any], definition: str) -> dict[str, Any]:
+def _submission(job: Job, keys: dict[str, Any], definition: str, code: Code | None) -> dict[str, Any]:
     submission = job.submission
     assert submission is not None
     ranks = math.ceil(job.world_size / job.nodes.count)
@@ -143,7 +151,7 @@ def _submission(job: Job, keys: dict[str, Any], definition: str) -> dict[str, An
         raise UsageError(f"--cpu {cpus:g}: AWS Batch gives whole vCPUs to nodes on EC2")
     memory_mib = submission.memory_mib if submission.memory_mib is not None else _MIB_PER_CPU * int(cpus)
     overrides: dict[str, Any] = {
-        "command": ["pmrun", *agent_words(job)],
+        "command": node_words(job, code),
         "environment": [{"name": name, "value": value} for name, value in job.env],
         "resourceRequirements": _resources(int(cpus), memory_mib, submission.gpu or 0),
     }

@@ -67,4 +67,6 @@ def _completed(job: Job) -> Job:
         said, image=said.image or "this-machine", queue=said.queue or "fake-queue", settings=settings,
         on_interrupt="cancel",  # the job cannot go on without this command
     )  # fmt: skip
-    return msgspec.structs.replace(job, cwd=job.cwd or os.getcwd(), submission=submission)
+    return msgspec.structs.replace(
+        job, cwd=job.cwd or (os.getcwd() if said.code is None else None), submission=submission
+    )

@@ -83,4 +83,6 @@ def _completed(job: Job) -> Job:
     said = job.submission
     assert said is not None
     submission = msgspec.structs.replace(said, image=said.image or "this-machine")
-    return msgspec.structs.replace(job, cwd=job.cwd or os.getcwd(), submission=submission)
+    return msgspec.structs.replace(
+        job, cwd=job.cwd or (os.getcwd() if said.code is None else None), submission=submission
+    )

@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Final, NamedTuple
 
 from pmrun.errors import EngineError, UsageError
+from pmrun.launcher.code_package import config_map
+from pmrun.launcher.code_package.places import open_place
 from pmrun.launcher.job import Job
 from pmrun.launcher.jobset import manifest, reasons
 from pmrun.launcher.jobset.pod_log import PodLog, lines_of
 from pmrun.launcher.jobset.trouble import asking
+from pmrun.launcher.submission.code import Code, pack_again, send_code
 from pmrun.launcher.submission.contract import (
     Cursor,
     Finding,
@@ -65,6 +68,7 @@ class JobSetClient:
         """The JobSet first: it owns the others, so that they cannot be left over."""
         request = manifest.named(request, "".join(secrets.choice(_LETTERS) for _ in range(5)))
         jobset, *others = request["items"]
+        self._send_code(request.get("code"), others)
         namespace = jobset["metadata"].get("namespace") or self._cluster.namespace
         self._check_scheduler(jobset, others)
         with asking(f"create the JobSet in namespace {namespace}"):
@@ -220,6 +224,19 @@ class JobSetClient:
                 f"--gang: this cluster does not serve {', '.join(missing)}; choose another, or --gang none"
             )
 
+    def _send_code(self, code: Code | None, items: list[Object]) -> None:
+        """To its place, or into its ConfigMap."""
+        if code is None:
+            return
+        if code["store"] is not None:
+            send_code(code, open_place(code["store"]))
+            return
+        with pack_again(code) as package:
+            data = config_map.manifest(package)["binaryData"]
+        for item in items:
+            if item["kind"] == "ConfigMap":
+                item["binaryData"] = data
+
     def _create_owned(self, namespace: str, item: Object, owner: Object) -> None:
         metadata = owner["metadata"]
         reference = {
@@ -233,6 +250,8 @@ class JobSetClient:
                 fresh = base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
                 data = dict.fromkeys(item.pop("stringData"), fresh)
                 self._core.create_namespaced_secret(namespace, {**item, "data": data})
+            elif kind == "ConfigMap":
+                self._core.create_namespaced_config_map(namespace, item)
             elif kind == "NetworkPolicy":
                 api = importlib.import_module("kubernetes.client").NetworkingV1Api(self._cluster.api)
                 api.create_namespaced_network_policy(namespace, item)

@@ -15,10 +15,12 @@ from typing import Any, Final
 
 from pmrun import env
 from pmrun.errors import ExitCode, UsageError
+from pmrun.launcher.code_package import config_map
 from pmrun.launcher.job import Job
 from pmrun.launcher.jobset.settings import KEYS, UNDERSTOOD
+from pmrun.launcher.submission.code import Code, code_place, describe_code
 from pmrun.launcher.submission.contract import Request
-from pmrun.launcher.submission.node_command import agent_words
+from pmrun.launcher.submission.node_command import node_words
 from pmrun.launcher.submission.read import check_options, read_keys, title_of
 
 GROUP: Final = "jobset.x-k8s.io"
@@ -49,6 +51,8 @@ def make_request(job: Job, engine: str) -> Request:
         raise UsageError(f"--on {engine} needs --image: the container image that has Python, pmrun and the program")
     if job.nodes.count > _NODES_MAX:
         raise UsageError(f"--nodes {job.nodes.count}: a JobSet of pmrun has at most {_NODES_MAX:,} nodes")
+    place = code_place(job)
+    code = describe_code(job, config_map.address if place is None else place.address)
     name, given = _name(job), said.name is not None
     labels = {OURS: "pmrun", **dict(settings.get("label", ()))}
     jobset: Request = {
@@ -61,7 +65,7 @@ def make_request(job: Job, engine: str) -> Request:
         "spec": {
             "coordinator": {"replicatedJob": REPLICATED, "jobIndex": 0, "podIndex": 0},
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            "replicatedJobs": [{"name": REPLICATED, "replicas": 1, "template": {"spec": _job(job, settings, labels)}}],
+            "replicatedJobs": [{"name": REPLICATED, "replicas": 1, "template": {"spec": _job(job, settings, labels, code)}}],
         },
     }  # fmt: skip
     if said.retries:
@@ -72,6 +76,10 @@ def make_request(job: Job, engine: str) -> Request:
     if settings.get("network-policy"):
         items.append(_network_policy(labels))
     request: Request = {"apiVersion": "v1", "kind": "List", "items": items}
+    if code is not None:
+        request["code"] = {**code, "store": said.code_store}
+        if said.code_store is None:
+            items.append(_code(labels, code))
     if said.namespace is not None:
         for item in items:
             item["metadata"]["namespace"] = said.namespace
@@ -110,13 +118,13 @@ def _name(job: Job) -> str:
     return given
 
 
-def _job(job: Job, settings: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+def _job(job: Job, settings: dict[str, Any], labels: dict[str, str], code: Code | None) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "parallelism": job.nodes.count,
         "completions": job.nodes.count,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, settings)},
+        "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, settings, code)},
     }
     assert job.submission is not None
     if job.submission.retries:  # who had to go for others' sake has not failed, nor have those who ended with it
@@ -135,18 +143,22 @@ def _failure_policy(retries: int) -> dict[str, Any]:
     return {"maxRestarts": retries, "restartStrategy": "BlockingRecreate", "rules": [preempted]}
 
 
-def _pod(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+def _pod(job: Job, settings: dict[str, Any], code: Code | None) -> dict[str, Any]:
     said = job.submission
     assert said is not None
     container: dict[str, Any] = {
         "name": "main",
         "image": said.image,
-        "command": ["pmrun", *agent_words(job)],
+        "command": node_words(job, code),
         "env": _environment(job),
         "volumeMounts": [{"name": "pmrun-secret", "mountPath": _SECRET_DIRECTORY, "readOnly": True}],
     }
     secret = {"secretName": NAME, "defaultMode": 0o400}
     volumes: list[dict[str, Any]] = [{"name": "pmrun-secret", "secret": secret}]
+    if code is not None and said.code_store is None:
+        volumes.append({"name": "pmrun-code", "configMap": {"name": NAME}})
+        mount = {"name": "pmrun-code", "mountPath": config_map.FOLDER, "readOnly": True}
+        container["volumeMounts"].append(mount)
     if said.shared_memory_mib is not None:
         memory = {"medium": "Memory", "sizeLimit": f"{said.shared_memory_mib}Mi"}
         volumes.append({"name": "shared-memory", "emptyDir": memory})
@@ -212,6 +224,15 @@ def _secret(labels: dict[str, str]) -> dict[str, Any]:
     return {
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME, "labels": dict(labels)},
         "stringData": {_SECRET_KEY: MARK},
+    }  # fmt: skip
+
+
+def _code(labels: dict[str, str], code: Code) -> dict[str, Any]:
+    """The package, of which its hash is told here; it is put in when the job is submitted."""
+    file = config_map.address(code["sha256"]).rpartition("/")[2]
+    return {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME, "labels": dict(labels)},
+        "immutable": True, "binaryData": {file: MARK},
     }  # fmt: skip
 
 

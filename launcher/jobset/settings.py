@@ -14,6 +14,7 @@ from pmrun.launcher.submission.read import Key
 
 UNDERSTOOD: Final = frozenset(
     {"image", "namespace", "cpu", "gpu", "memory_mib", "shared_memory_mib", "gang", "retries"}
+    | {"code", "code_store", "pip"}
 )
 
 _EFFECTS: Final = ("NoSchedule", "PreferNoSchedule", "NoExecute")

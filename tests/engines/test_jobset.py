@@ -108,7 +108,7 @@ def test_training_gives_the_weights_of_a_local_run(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
     words = [str(gang_helper.COMMAND), "-n", "3", "--no-tag"]
     shown = []
-    for more in ((), ("--on", "fake-jobset", "--nodes", "2")):
+    for more in ((), ("--on", "fake-jobset", "--nodes", "2", "--code", ".")):
         done = subprocess.run([*words, *more, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
         shown.append([line for line in done.stdout.splitlines() if not line.startswith("pmrun: ")])

@@ -87,12 +87,16 @@ def job_id(name: str) -> str:
 
 
 def test_weights_are_those_of_one_machine(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(TRAIN)
-    here = pmrun("-n", "4", "train.py", cwd=tmp_path)
-    there = pmrun("-n", "4", "--on", "fake-batch", "--nodes", "2", "train.py", cwd=tmp_path)
+    code, store = tmp_path / "code", tmp_path / "store"
+    code.mkdir()
+    store.mkdir()
+    (code / "train.py").write_text(TRAIN)
+    here = pmrun("-n", "4", "train.py", cwd=code)
+    sent = ("--code", ".", "--code-store", str(store))
+    there = pmrun("-n", "4", "--on", "fake-batch", "--nodes", "2", *sent, "train.py", cwd=code)
     assert there.returncode == here.returncode == 0, there.stderr
     weights = [
-        line.partition("weights ")[2] for run in (here, there) for line in run.stdout.splitlines() if "weights" in line
+        line.partition("weights ")[2] for run in (here, there) for line in run.stdout.splitlines() if "weights " in line
     ]
     assert len(weights) == 2 and weights[0] == weights[1]
     assert there.stderr.startswith("pmrun: submitted fake-batch/us-east-1/")

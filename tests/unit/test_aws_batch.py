@@ -111,6 +111,7 @@ def test_a_thousand_nodes_are_asked_for_at_once() -> None:
         (f"{BASE} -n 1 --env AWS_BATCH_X=1 x.py", "AWS_BATCH for itself"),
         (f"{BASE} -n 1 --with efa=0 x.py", "1 to 32"),
         (f"{BASE} -n 1 --with tag=x x.py", "tag=NAME=VALUE"),
+        (f"{BASE} -n 1 --code . x.py", "--code-store s3://bucket/prefix"),
         (f"{BASE} -n 1 --with job-role=me x.py", "the role's ARN"),
         (f"{BASE} -n 1 --with instancetype=m5.large x.py", "instance-type"),
     ],

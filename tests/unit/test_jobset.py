@@ -17,6 +17,7 @@ import pytest
 
 from pmrun.errors import EngineError, UsageError
 from pmrun.launcher import cli
+from pmrun.launcher.code_package import config_map
 from pmrun.launcher.command_line import split
 from pmrun.launcher.jobset import manifest, reasons
 from pmrun.launcher.jobset.pod_log import PodLog, lines_of
@@ -79,6 +80,25 @@ def test_objects_are_as_kept_and_as_the_crd_wants_them(arguments: str, api: Api)
     template = made["spec"]["replicatedJobs"][0]["template"]
     api.create(JOBS, "default", {"metadata": {"name": "job"}, "spec": template["spec"]}, How(field_validation="Strict"))
     api.create(SECRETS, "default", {**secret, "metadata": {**secret["metadata"], "namespace": "default"}})
+
+
+def test_code_goes_in_a_config_map_or_waits_in_its_store(tmp_path: Path, api: Api) -> None:
+    code, store = tmp_path / "code", tmp_path / "store"
+    code.mkdir()
+    store.mkdir()
+    (code / "train.py").write_text("print(1)")
+    request = request_of(f"-n 2 --nodes 2 --code {code} train.py")
+    jobset, _, held = manifest.named(request, "abcde")["items"]
+    api.create(JOBSETS, "default", jobset, How(field_validation="Strict"))
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (file,) = held["binaryData"]
+    assert file.startswith(request["code"]["sha256"]) and held["metadata"]["name"] == jobset["metadata"]["name"]
+    assert {"name": "pmrun-code", "configMap": {"name": held["metadata"]["name"]}} in pod["volumes"]
+    words = pod["containers"][0]["command"]
+    assert words[words.index("--code") + 1] == f"{config_map.FOLDER}/{file}"
+    stored = request_of(f"-n 2 --nodes 2 --code {code} --code-store {store} train.py")
+    assert [item["kind"] for item in stored["items"]] == ["JobSet", "Secret"]
+    assert str(store / file) in json.dumps(stored)
 
 
 @pytest.mark.parametrize(
