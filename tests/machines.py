@@ -146,7 +146,7 @@ class Machine:
 
     def outside(self, pid: int) -> int:
         """What a process that calls itself `pid` there is called outside; ProcessLookupError where it is gone."""
-        for outer in self._all():
+        for outer in self.everything():
             try:
                 status = Path(f"/proc/{outer}/status").read_text()
             except OSError:  # it has just ended
