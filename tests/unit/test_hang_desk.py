@@ -4,6 +4,7 @@
 from pmrun import wire
 from pmrun.launcher import gang, job
 from pmrun.launcher.hang_desk import HangDesk
+from pmrun.launcher.store_desk import StoreDesk
 
 START = wire.Start(
     job_id="j", attempt=0, node_rank=0, node_name="n0", peers=("127.0.0.1",), main_port=1, first_rank=0,
@@ -18,7 +19,7 @@ def looking():
     machine = gang.Gang([START], gang.Limits(5.0, None, 60.0, 60.0), 0.0)
     machine.begin()
     machine.on_message(0, wire.Started((1, 2)))
-    desk = HangDesk(job.Job(("p",), 2, hang_timeout_s=5.0), [START], machine, None)
+    desk = HangDesk(job.Job(("p",), 2, hang_timeout_s=5.0), [START], machine, StoreDesk())
     assert desk.on_message(0, wire.Waits(9.0), 9.0) == []
     assert desk.on_tick(9.0) == [gang.SendTo(0, wire.Look(1))]
     return machine, desk
