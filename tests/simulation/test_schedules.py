@@ -53,7 +53,6 @@ def loses(seed):
         (clocks.Clocks, "here", lambda self, node, stamp_s: stamp_s, 0),
         # The rare ones: the first seed that shows it is near.
         (gang.Gang, "_failure", lambda self, exited: gang.Cause(gang.Kind.RANK, "?", 1, rank=exited.rank), 3000),
-        (gang.Gang, "_origin", lambda self, cause: cause, 9600),
         (lease.Leases, "look", lambda self, now: [], 0),
         (lease.Leases, "heard", lambda self, peer, now: None, 0),
         (rendezvous.Rendezvous, "_problem", lambda self, hello: None, 0),

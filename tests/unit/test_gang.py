@@ -132,6 +132,15 @@ def test_who_is_to_blame_is_settled_while_the_clocks_are_known():
     assert finish(machine, 2).code == 4
 
 
+def test_whom_the_blamed_rank_itself_blames_is_named():
+    machine = started(nodes=3)
+    machine.on_message(0, exited(1, 0), 10.0)
+    machine.on_message(2, exited(8, 1, abort=(window.ABORT_RANK_FAILED, 4, "gone")), 10.1)
+    machine.on_message(1, exited(4, 1, abort=(window.ABORT_RANK_FAILED, 1, "left")), 10.2)
+    cause = finish(machine, 3).cause
+    assert (cause.rank, cause.witness, cause.text) == (1, 4, "left")
+
+
 def test_mismatch_is_its_own_kind():
     machine = started()
     machine.on_message(0, exited(1, 1, abort=(window.ABORT_MISMATCH, -1, "calls differ: a, b")), 0.0)
