@@ -3,7 +3,7 @@
 
 Each gang has 2 to 8 ranks on one machine, or those of --layout on several, that meet in collectives. One of them is
 killed from outside, or ends itself in one of several ways at a random call; in a cascade two more are killed as soon as
-it is dead (on other machines 20 ms later). Told are the times from the death until every rank on every machine is gone, until `pmrun` has named the
+it is dead. Told are the times from the death until every rank on every machine is gone, until `pmrun` has named the
 culprit, until it has ended, and until nothing at all runs for the gang, ssh included; and whether the report's first line
 names the rank, whether the exit code is its own, and what is left (struck.py). Invariant: a wrong blame, a wrong code or
 something left makes the exit code 1, and its seed is printed.
@@ -55,7 +55,6 @@ WAYS = {  # how a rank ends itself, and with which code
     "aborts": ("os.abort()", 128 + signal.SIGABRT),
 }
 OUTSIDE = ("is killed", "is killed, then others")
-ACROSS_S = 0.02  # a message from one machine to another, when all are at work
 TIMES = ("gone_s", "told_s", "ended_s", "clean_s")
 
 
@@ -83,8 +82,7 @@ def draw(seed: int, layout: Layout | None = None) -> Death:
 def strike(gang: Gang, pids: dict[int, int], death: Death) -> float:
     """Let the culprit die, and in a cascade kill two others as soon as it is dead; the time of the death.
 
-    A process that is killed dies when it gets a CPU, so that another one may be dead before it. Machines have clocks of
-    their own: of two deaths on two of them that are closer than a message takes, nobody can say which was first.
+    A process that is killed dies when it gets a CPU, so that another one may be dead before it.
     """
     if death.how in WAYS:
         return gang.go()
@@ -92,10 +90,7 @@ def strike(gang: Gang, pids: dict[int, int], death: Death) -> float:
     os.kill(pids[death.culprit], signal.SIGKILL)
     if death.how == OUTSIDE[1]:
         gang.wait(lambda: pids[death.culprit] in gang.ended)
-        hosts = {int(rank): host for rank, _, host in gang.lines("rank")}
-        for rank in sorted(death.followers, key=lambda rank: hosts[rank] != hosts[death.culprit]):
-            if hosts[rank] != hosts[death.culprit]:
-                gang.wait(lambda: False, ACROSS_S)
+        for rank in death.followers:
             with contextlib.suppress(ProcessLookupError):  # it was ended already
                 os.kill(pids[rank], signal.SIGKILL)
     return begin

@@ -163,7 +163,7 @@ class Agent:
         if self.phase is not Phase.STARTING:
             return []
         self.phase = Phase.RUNNING
-        actions: list[Action] = [Send(wire.Started(pids))]
+        actions: list[Action] = [Send(wire.Started(pids, now))]
         return actions if self._alive else actions + self._kill(now)
 
     def on_start_failed(self, rank: int, text: str, code: int, now: float) -> list[Action]:

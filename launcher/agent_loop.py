@@ -144,7 +144,7 @@ class AgentLoop:
     def _beat(self, now: float) -> None:
         """What is queued already will be the sign of life: a controller that is stopped finds no heap of them."""
         if self._lease.beat_due(now) and not self._link.backlog_bytes:
-            self._link.send(wire.Beat())
+            self._link.send(wire.Beat(now))
 
     def _lose(self, why: str) -> None:
         """The controller is gone."""
@@ -193,6 +193,9 @@ class AgentLoop:
             if isinstance(message, wire.Typed | wire.Interrupt):
                 self._debug.on_message(message)
                 continue
+            if isinstance(message, wire.Stop):
+                self._reap()  # who died before this news did not die of it, and its own end is what the window tells
+                self._link.send(wire.Beat(time.monotonic()))  # its clock is about to be compared
             self._note_end(message, now)
             self._do(self._machine.on_message(message, now))
 
@@ -233,9 +236,9 @@ class AgentLoop:
                 return
             process = self._processes.pop(pid, None)
             if process is not None:  # else: an adopted orphan
-                self._on_exit(process, os.waitstatus_to_exitcode(wait_status))
+                self._on_exit(process, os.waitstatus_to_exitcode(wait_status), time.monotonic())
 
-    def _on_exit(self, process: rank_process.RankProcess, status: int) -> None:
+    def _on_exit(self, process: rank_process.RankProcess, status: int, now: float) -> None:
         assert self._start is not None and self._window is not None
         rank = process.rank
         local_rank = rank - self._start.first_rank
@@ -267,8 +270,9 @@ class AgentLoop:
             standing=self._standing.get(rank),
             resumable=status == ExitCode.RESUMABLE and self._window.heed(local_rank) == HEED_AGREED,
             pace=self._window.pace(local_rank),
+            at_s=now,
         )
-        self._do(self._machine.on_rank_exited(exited, time.monotonic()))
+        self._do(self._machine.on_rank_exited(exited, now))
 
     def _on_output(self, stream: OutputStream) -> None:
         fd = stream.fd

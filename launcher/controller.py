@@ -245,14 +245,15 @@ class Controller:
     # ---- events ---------------------------------------------------------------------------------------
 
     def _on_hub(self, found: int) -> None:
-        now = time.monotonic()
-        for event in self._hub.receive():
+        events = self._hub.receive()
+        now = time.monotonic()  # not before: of what came meanwhile, stamps would be later than that
+        for event in events:
             self._lease.heard(event.peer, now)
             if event.message is None:
                 self._lose(event.peer, event.why)
             elif isinstance(event.message, wire.Hello):
                 self._on_hello(event.peer, event.message, now)
-            elif event.peer in self._nodes and not isinstance(event.message, wire.Beat):
+            elif event.peer in self._nodes:
                 self._on_message(self._nodes[event.peer], event, now)
 
     def _on_hello(self, peer: int, hello: wire.Hello, now: float) -> None:
@@ -279,7 +280,7 @@ class Controller:
             if isinstance(message, wire.RankExited):
                 self._desk.on_exit(message.rank)
                 self._store.on_rank_ended(message.rank)
-            self._do(self._gang.on_message(node, message))
+            self._do(self._gang.on_message(node, message, now))
 
     def _lose(self, peer: int, why: str) -> None:
         """A connection is gone."""

@@ -7,7 +7,8 @@ Every object has "time" (seconds since the epoch) and "event"; the rest depends 
     rank_started    rank, node, pid: its process was made; always before its rank_exited
     gang_started    world_size: all ranks run their program
     rank_exited     rank, pid, status (exit code, or minus a signal), oom, stopped (true: pmrun had signalled it)
-    first_cause     kind (rank, mismatch, start, signal, timeout, agent, output, hang), rank (-1: none), text
+    first_cause     kind (rank, mismatch, start, signal, timeout, agent, output, hang), rank (-1: none), text: the one that was
+                    heard of first; of failures on several nodes the report may name another one, which came first
     hang            ranks (to blame), text: ranks wait for longer than --hang-timeout; first_cause follows where that ends it
     straggler       rank, waiting, others_waiting: parts of the time, the others' the least of theirs
     gang_ended      exit_code

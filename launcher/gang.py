@@ -6,9 +6,11 @@ when all agents have met (launcher/rendezvous.py). Every end is a `Cause` (the f
 agents; the gang is over when each agent said NodeDone or was lost; only then the driver lets them leave. Output and
 input do not pass through here. Invariant: exactly one Finish, and after it nothing.
 
-Who is to blame: the first rank that ends badly, unless the window's abort record, written by whoever noticed
-first, names another one. That is the rank that left early while others waited for it, or one that is still
-unwinding while its peers have already failed because of it.
+Who is to blame: of the ranks that ended badly without having been signalled, the one that did so first, by the stamps of
+their agents (launcher/clocks.py); unless the window's abort record, written by whoever noticed first, names another one.
+That is the rank that left early while others waited for it, or one that is still unwinding while its peers have already
+failed because of it. The first one that is heard of ends the gang at once, and the other ranks are told of that one; the
+outcome's cause is found when all have ended, or JUDGE_S later.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ import msgspec
 from pmrun import window, wire
 from pmrun.errors import ExitCode
 from pmrun.launcher import stragglers
+from pmrun.launcher.clocks import Clocks
 from pmrun.launcher.describe import ended, exit_code, signal_name
+from pmrun.launcher.lease import LEASE_S
 
 SETTLE_S: Final = 0.1  # for the other ranks to fail by themselves, with RankFailed
 TERM_S: Final = 0.1  # from SIGTERM to SIGKILL when a rank failed or the grace is over
+JUDGE_S: Final = LEASE_S + 1.0  # what happened before the first failure was heard of by then, or its node is lost
 
 _SIGINT: Final = 2
 _SIGTERM: Final = 15
@@ -130,6 +135,9 @@ class Gang:
         self._noted: set[int] = set()  # ranks of which a note says that they started
         self._over: set[int] = set()
         self._exits: dict[int, wire.RankExited] = {}
+        self._clocks = Clocks(len(starts))
+        self._failures: dict[int, tuple[int, wire.RankExited]] = {}  # by rank, with its node: without a signal
+        self._judge_by = float("inf")
         self._survivors: list[tuple[str, int]] = []
         self._finished = False
         self._signals = 0
@@ -146,8 +154,12 @@ class Gang:
         note = Note("gang_starting", fields)
         return [note, *(SendTo(to, start) for to, start in enumerate(self._starts))]
 
-    def on_message(self, node: int, message: wire.Message) -> list[Action]:
+    def on_message(self, node: int, message: wire.Message, now: float) -> list[Action]:
         """An agent said something."""
+        if isinstance(message, wire.Beat | wire.Started | wire.RankExited):
+            if now >= self._judge_by:
+                self._judge()
+            self._clocks.heard(node, message.at_s, now)
         if node in self._over:
             return []
         if isinstance(message, wire.Started):
@@ -157,7 +169,7 @@ class Gang:
             cause = Cause(Kind.START, message.text + where, message.code, rank=message.rank)
             return self._end(cause, 0.0, 0.0)
         if isinstance(message, wire.RankExited):
-            return self._on_exited(message)
+            return self._on_exited(node, message, now)
         if isinstance(message, wire.AskedToEnd):
             return self._on_asked(node)
         if isinstance(message, wire.NodeDone):
@@ -271,7 +283,7 @@ class Gang:
         self._noted.add(rank)
         return [Note("rank_started", {"rank": rank, "node": self._name_of(rank), "pid": pid})]
 
-    def _on_exited(self, exited: wire.RankExited) -> list[Action]:
+    def _on_exited(self, node: int, exited: wire.RankExited, now: float) -> list[Action]:
         self._exits[exited.rank] = exited
         fields = {"rank": exited.rank, "pid": exited.pid, "status": exited.status, "oom": exited.oom}
         actions = self._note_start(exited.rank, exited.pid)
@@ -281,9 +293,13 @@ class Gang:
                 text = "the ranks agreed to stop (pm.should_stop)"
                 cause = Cause(Kind.RESUMABLE, text, ExitCode.RESUMABLE, rank=exited.rank)
                 actions += self._end(cause, self._limits.grace_s, TERM_S, tell=False)
-        elif exited.status != 0 and (self.cause is None or self._agreed_and_failed(exited)):
-            self.cause = None
-            actions += self._end(self._failure(exited), SETTLE_S, TERM_S)
+        elif exited.status != 0:
+            if not exited.sent_signal:
+                self._failures.setdefault(exited.rank, (node, exited))
+            if self.cause is None or self._agreed_and_failed(exited):
+                self.cause = None
+                self._judge_by = now + JUDGE_S
+                actions += self._end(self._failure(exited), SETTLE_S, TERM_S)
         return actions
 
     def _agreed_and_failed(self, exited: wire.RankExited) -> bool:
@@ -291,7 +307,7 @@ class Gang:
         return self.cause is not None and self.cause.kind is Kind.RESUMABLE and not exited.sent_signal
 
     def _failure(self, exited: wire.RankExited) -> Cause:
-        """The first bad exit, and whom it has to thank for it."""
+        """A bad exit, and whom it has to thank for it."""
         witness, code = exited.rank, exit_code(exited.status)
         if exited.abort_state in (window.ABORT_MISMATCH, window.ABORT_STALLED):
             return Cause(Kind.MISMATCH, exited.abort_text, code, rank=exited.abort_rank, witness=witness)
@@ -358,6 +374,13 @@ class Gang:
                     return Cause(Kind.AGENT, text, ExitCode.AGENT_LOST, rank=rank)
         return None
 
+    def _judge(self) -> None:
+        """Where the cause is a rank's bad end: the first of these, which need not be the one that was heard of first."""
+        self._judge_by = float("inf")
+        if self.cause is not None and self.cause.kind in (Kind.RANK, Kind.MISMATCH) and self._failures:
+            _, first = min(self._failures.values(), key=lambda told: self._clocks.here(told[0], told[1].at_s))
+            self.cause = self._failure(first)
+
     def _origin(self, cause: Cause) -> Cause:
         """Whom the blamed rank itself blames, and so on, now that all have told.
 
@@ -374,6 +397,8 @@ class Gang:
         return cause
 
     def _outcome(self) -> Outcome:
+        if self._judge_by < float("inf"):
+            self._judge()
         if self.cause is not None:
             self.cause = self._origin(self.cause)
         names = tuple(start.node_name for start in self._starts)

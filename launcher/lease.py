@@ -2,7 +2,7 @@
 """Leases: who has not been heard of for too long, by the clock of the one who listens.
 
 Both sides say something at least every `BEAT_S`; a peer that was silent for `LEASE_S` is lost, on this machine too,
-where it may be stopped or hang. No clock is ever compared with another machine's. A listener that was away itself
+where it may be stopped or hang. No clock is compared with another machine's here. A listener that was away itself
 (stopped, starved, its machine asleep) has heard nobody, and gives everybody that time again. Sans-I/O. Invariant: a peer that beats in time is never lost, however
 late the listener looks.
 """

@@ -34,6 +34,9 @@ class Attempt:
         self.finished = False  # the program's last collective is over
         self.missed: list[int] = []  # ranks that ended before it
         self.launches: list[tuple[float, int]] = []
+        self.deaths: dict[int, float] = {}  # by rank: when it failed without having been signalled
+        self.ways: list[tuple[float, int, float]] = []  # of what nodes stamp: when it arrived, whence, after how long
+        self.ended_at = 0.0
         self._busy_s = BUSY_S if job.chance.random() < 0.8 else LONG_S
         self.stuck: set[int] = set()
         self.debugged: set[int] = set()

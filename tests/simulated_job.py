@@ -14,6 +14,7 @@ Invariant: a seed and the code decide everything that happens. `python tests/sim
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from collections.abc import Callable
 
@@ -66,6 +67,7 @@ class Job(World):
             for _ in range(self.chance.choice([0, 1, 1, 1, 2, 3]))
         ]
         self.latency_s = self.chance.choice([0.0005, 0.02, 0.3])
+        self.faults += self._cascade(random.Random(f"cascade {seed}"))
         self.numbered = self.chance.random() < 0.7  # the agents know their places
         self.main = Main(self, Clock(self.chance))
         self._clocks = [Clock(self.chance) for _ in range(self.num_nodes)]
@@ -92,6 +94,16 @@ class Job(World):
         }.get(kind, 0)
         at = self.dice(self.program_s) * self.chance.choice([1.0, 1.0, 1.5])  # 1.5: also between two attempts
         return Fault(kind, attempt, at, node, rank, number)
+
+    def _cascade(self, chance: random.Random) -> list[Fault]:
+        """Others that fail while the first failure's news is on its way."""
+        first = next((fault for fault in self.faults if fault.kind == "rank"), None)
+        if first is None or chance.random() < 0.3:
+            return []
+        moments = [first.at + chance.uniform(0.0, self.latency_s) for _ in range(2)]
+        nodes = [chance.randrange(self.num_nodes) for _ in moments]
+        ranks = [sum(self.layout[:node]) + chance.randrange(self.layout[node]) for node in nodes]
+        return [Fault("rank", first.attempt, *where, -9) for where in zip(moments, nodes, ranks, strict=True)]
 
     # ---- links ---------------------------------------------------------------------------------------
 

@@ -114,14 +114,17 @@ class Main:
         if isinstance(message, wire.Hello):
             self.lease.add(peer, now)
             self.meet(self.meeting.on_hello(peer, message, now))
-        elif peer in self.nodes and self.gang is not None and not isinstance(message, wire.Beat):
+        elif peer in self.nodes and self.gang is not None:
             node = self.nodes[peer]
+            if isinstance(message, wire.Beat | wire.Started | wire.RankExited):
+                sent = self.job.nodes[peer].clock.when(message.at_s)
+                self.job.attempts[attempt].ways.append((self.job.now, peer, self.job.now - sent))
             if isinstance(message, wire.Waits):
                 self.watch.on_waits(node, message, now)
             elif isinstance(message, wire.Looked):
                 self._carry_out([] if self._ending() else self.watch.on_looked(node, message, now))
             else:
-                self.do(self.gang.on_message(node, message))
+                self.do(self.gang.on_message(node, message, now))
 
     def lose(self, attempt: int, peer: int, why: str) -> None:
         """A connection is gone."""
@@ -202,6 +205,7 @@ class Main:
                 self.nodes.pop(self.peers[action.node], None)
                 self.job.sweep(self.peers[action.node])
             elif isinstance(action, gang.Finish):
+                self.job.attempts[-1].ended_at = self.job.now
                 self._conclude(action.outcome)
 
     def give_up(self, kind: gang.Kind, text: str, code: int) -> None:

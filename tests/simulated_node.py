@@ -69,7 +69,7 @@ class Node:
             self.lose()
             return
         if self.lease.beat_due(now):
-            self.job.up(self, wire.Beat())
+            self.job.up(self, wire.Beat(now))
         if self.alive and self.job.hang_timeout_s and now >= self._look_at:
             self._look(now)
 
@@ -179,10 +179,13 @@ class Node:
         sent = self.alive.pop(rank)
         self.waiting.pop(rank, None)
         self.job.story(f"rank {rank} ends with {status}")
+        if status and not sent:
+            self.attempt.deaths[rank] = self.job.now
+        now = self.clock.read(self.job.now)
         exited = wire.RankExited(
-            rank, 100 + rank, status, sent, False, *(self.abort or (0, -1, "")), b"", b"", ""
+            rank, 100 + rank, status, sent, False, *(self.abort or (0, -1, "")), b"", b"", "", at_s=now
         )  # fmt: skip
-        self.do(self.machine.on_rank_exited(exited, self.clock.read(self.job.now)))
+        self.do(self.machine.on_rank_exited(exited, now))
         if not self.alive:
             self.no_process()
 

@@ -14,12 +14,14 @@ from simulated_world import Route
 
 from pmrun.errors import ExitCode
 from pmrun.launcher import gang, hang
+from pmrun.launcher.clocks import PERIOD_S
 from pmrun.launcher.lease import BEAT_S, LEASE_S
 
 if TYPE_CHECKING:
     from simulated_attempt import Attempt
     from simulated_job import Job
 
+PARTED_S = 4e-4 * PERIOD_S  # two of the simulated clocks part by so much in the time that counts, at most
 LOSSES = ("cut", "deaf", "mute")
 FINAL = (gang.Kind.SIGNAL, gang.Kind.TIMEOUT, gang.Kind.OUTPUT, gang.Kind.MISMATCH)
 USERS = ("signal", "output")  # faults that come to whichever attempt runs
@@ -95,6 +97,7 @@ def _check_outcome(job: Job, attempt: Attempt, outcome: gang.Outcome) -> None:
         for node in lasting:  # what is known of its ranks is what the others saw
             struck |= set(attempt.nodes[node].ranks)
         assert cause.rank in struck, "an innocent rank is blamed"
+        _check_first(attempt, cause.rank, outcome)
     if cause is not None and cause.kind is gang.Kind.AGENT:
         assert kinds & {"agent", "sleep", *LOSSES} or lasting, "a node that was well is called lost"
     losses = [fault for fault in faults if fault.kind in LOSSES]
@@ -106,6 +109,22 @@ def _check_outcome(job: Job, attempt: Attempt, outcome: gang.Outcome) -> None:
     ):
         took_s = job.main.ended_at - max([losses[0].at, *(at for at, _ in attempt.launches)])
         assert took_s <= LEASE_S + 4 * BEAT_S, f"a loss was noticed after {took_s} s"
+
+
+def _check_first(attempt: Attempt, blamed: int, outcome: gang.Outcome) -> None:
+    """Of the ranks that failed, and of which that was heard, the blamed one did so first, as far as messages can tell.
+
+    What they cannot tell is the time that the fastest of a node's last messages took, which is less than most take.
+    """
+    deaths = {rank: at for rank, at in attempt.deaths.items() if rank in outcome.exits}
+    if blamed not in deaths:  # it left with 0
+        return
+    lately = [(node, way) for at, node, way in attempt.ways if attempt.ended_at - at < PERIOD_S - PARTED_S]
+    for rank, at in deaths.items():
+        home = next(node.number for node in attempt.nodes if rank in node.ranks)
+        fastest_s = min((way for node, way in lately if node == home), default=float("inf"))
+        after_s = deaths[blamed] - at
+        assert after_s <= fastest_s + PARTED_S, f"rank {blamed} is blamed, and failed {after_s} s after rank {rank}"
 
 
 def _faults(job: Job, attempt: Attempt) -> list[object]:

@@ -165,6 +165,8 @@ class Attach(_Message, frozen=True, tag="attach"):
 class Beat(_Message, frozen=True, tag="beat"):
     """A sign of life, for when there is nothing else to say."""
 
+    at_s: float = 0.0  # of an agent: about when it was sent, by its monotonic clock
+
 
 class Verdict(_Message, frozen=True, tag="verdict"):
     """Why the gang ends, as a node's abort record has it: from the steward that saw it, and to all others."""
@@ -205,6 +207,7 @@ class Started(_Message, frozen=True, tag="started"):
     """Every rank of the node runs its program; process ids by local rank."""
 
     pids: tuple[int, ...]
+    at_s: float = 0.0  # by the agent's monotonic clock
 
 
 class StartFailed(_Message, frozen=True, tag="start_failed"):
@@ -239,6 +242,7 @@ class RankExited(_Message, frozen=True, tag="exited"):
     standing: Standing | None = None  # None: it ended before it was sent a signal
     resumable: bool = False  # with this exit code it says that it did what `pm.should_stop()` told it
     pace: Pace | None = None  # None: it met the others too seldom to tell
+    at_s: float = 0.0  # when the agent saw its end, by the agent's monotonic clock
 
 
 class Waits(_Message, frozen=True, tag="waits"):

@@ -8,7 +8,7 @@ A failure names its seed; `python tests/simulated_job.py SEED` (with `hostile`, 
 import pytest
 from simulated_job import Job
 
-from pmrun.launcher import agent, attempts, gang, hang, lease, rendezvous
+from pmrun.launcher import agent, attempts, clocks, gang, hang, lease, rendezvous
 
 BLOCKS = 4
 ON_END = attempts.Attempts.on_end
@@ -49,9 +49,10 @@ def loses(seed):
         (gang.Gang, "on_link_lost", lambda self, node, why: [], 0),
         (gang.Gang, "_end", lambda self, *args, **more: [], 0),
         (gang.Gang, "_untold", lambda self: None, 0),
+        (gang.Gang, "_judge", lambda self: None, 0),
+        (clocks.Clocks, "here", lambda self, node, stamp_s: stamp_s, 0),
         # The rare ones: the first seed that shows it is near.
         (gang.Gang, "_failure", lambda self, exited: gang.Cause(gang.Kind.RANK, "?", 1, rank=exited.rank), 3000),
-        (gang.Gang, "_origin", lambda self, cause: cause, 9600),
         (lease.Leases, "look", lambda self, now: [], 0),
         (lease.Leases, "heard", lambda self, peer, now: None, 0),
         (rendezvous.Rendezvous, "_problem", lambda self, hello: None, 0),
