@@ -18,7 +18,7 @@ def looking():
     """A gang that hangs, and its desk, which has asked where the ranks are."""
     machine = gang.Gang([START], gang.Limits(5.0, None, 60.0, 60.0), 0.0)
     machine.begin()
-    machine.on_message(0, wire.Started((1, 2)))
+    machine.on_message(0, wire.Started((1, 2)), 0.0)
     desk = HangDesk(job.Job(("p",), 2, hang_timeout_s=5.0), [START], machine, StoreDesk())
     assert desk.on_message(0, wire.Waits(9.0), 9.0) == []
     assert desk.on_tick(9.0) == [gang.SendTo(0, wire.Look(1))]
@@ -35,6 +35,6 @@ def test_the_answers_end_the_gang():
 def test_answers_that_come_with_the_death_of_a_rank_are_no_hang():
     """Both are read in one round, before the desk is asked again."""
     machine, desk = looking()
-    machine.on_message(0, wire.RankExited(1, 2, -9, 0, False, 0, -1, "", b"", b"", ""))
+    machine.on_message(0, wire.RankExited(1, 2, -9, 0, False, 0, -1, "", b"", b"", ""), 9.05)
     assert desk.on_message(0, WAITS, 9.1) == desk.on_quit(9.1) == desk.on_tick(9.1) == []
     assert machine.cause is not None and machine.cause.kind is gang.Kind.RANK
