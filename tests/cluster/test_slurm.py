@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,11 +108,9 @@ def test_a_killed_rank_ends_the_job_and_is_named(start, slurm, cluster) -> None:
     victim = next(
         pid for pid, words in cluster["c"].processes().items() if "signal.pause" in words and "pmrun" not in words
     )
-    began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     for name in slurm_cluster.NODES:
-        cluster[name].until_quiet(3.0)
-    assert time.monotonic() - began < 3.0
+        cluster[name].until_quiet()
     code, out, err = job.finish()
     assert code == 137 and "rank 2 failed first: killed by SIGKILL (node c" in out, out + err
     assert "has failed" in err
