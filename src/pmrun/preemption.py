@@ -15,6 +15,7 @@ the same call; a child made by fork takes SIGTERM as if nothing were.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -77,6 +78,7 @@ class Watch:
         # First the handler, then the word that keeps the agent from sending the signal: no moment is between them.
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_signal)
+            atexit.register(self._at_exit)
         self._tell(window.HEED_ASKS)
 
     def ask(self) -> bool:
@@ -105,6 +107,11 @@ class Watch:
     def _tell(self, heed: int) -> None:
         if self._descriptor >= 0:
             os.pwrite(self._descriptor, bytes((heed,)), window.HEED_OFFSET + self._local_rank)
+
+    def _at_exit(self) -> None:
+        """On its way out Python gives the signal back its default, by which a late one would kill what has saved its work."""
+        if self._agreed and os.getpid() == self._pid:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._pid:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pm.should_stop()`: SIGTERM, a file, a signal to one rank become a step that all agree on; children are shielded."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -94,3 +95,22 @@ def test_plain_python(tmp_path):
         out = process.stdout.read()
     assert process.returncode == 75
     assert out.startswith("saved ")
+
+
+def test_a_late_signal_does_not_kill_what_has_saved_its_work(tmp_path):
+    """On its way out Python gives SIGTERM back its default; what is collected then may see one come."""
+    (tmp_path / "notice").touch()
+    program = """
+import os, signal
+import pmrun as pm
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+late = Late()
+assert pm.should_stop()
+pm.exit_resumable()
+"""
+    environ = {**os.environ, "PMRUN_PREEMPT_FILE": str(tmp_path / "notice")}
+    assert subprocess.run([sys.executable, "-c", program], env=environ, check=False).returncode == 75
