@@ -72,7 +72,7 @@ def _leave(what: str, parts: list[bytes]) -> None:
     base = f"{env.RESULTS}{os.environ.get(env.ATTEMPT, '0')}/{current.rank()}/{what}/"
     try:
         for number, part in enumerate(parts):
-            store.set(f"{base}{number:05}/{len(parts)}", part)
+            store.set(f"{base}{number}", part)
     except StoreError as error:
         size = sum(map(len, parts))
         limit = f"all ranks' results together may have {MAX_STORE_BYTES >> 20} MiB"

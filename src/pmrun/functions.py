@@ -253,7 +253,7 @@ def _results(name: str, code: int, last: str, left: bytes) -> list[Any]:
     values: dict[int, dict[int, bytes]] = {}
     raised: dict[int, str] = {}
     for key, value in ended["left"].items():
-        attempt, rank, what, part, _ = key.split("/")
+        attempt, rank, what, part = key.split("/")
         if int(attempt) == ended["attempt"] and what == "value":
             values.setdefault(int(rank), {})[int(part)] = value
         elif int(attempt) == ended["attempt"]:
