@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pmrun.errors import LaunchError, UsageError
+from pmrun.errors import LaunchError
 from pmrun.launcher.code_package.archive import SUFFIX, Package
 from pmrun.launcher.code_package.places import Sink
+from pmrun.s3 import split_url
 
 _UNSEEN: Final = ("404", "403", "400")  # to a HEAD, whose answer has no words: what is wrong, PUT will say
 _REMEDIES: Final = {
@@ -34,15 +34,7 @@ _REMEDIES: Final = {
 
 
 def open_place(url: str) -> Bucket:
-    found = re.fullmatch(r"(?i:s3)://([A-Za-z0-9._-]+)(?:/(.*))?", url)
-    if found is None:
-        raise UsageError(f"{url}: write s3://bucket/prefix")
-    try:
-        boto3 = importlib.import_module("boto3")
-    except ImportError:
-        raise UsageError(f"{url}: boto3 is not installed; run: pip install 'pmrun[s3]'") from None
-    prefix = (found[2] or "").strip("/")
-    return Bucket(boto3, found[1], f"{prefix}/" if prefix else "")
+    return Bucket(*split_url(url))
 
 
 class Bucket:

@@ -24,6 +24,7 @@ PYTHON_FLOOR = {
     "pmrun.errors": set[str](),
     "pmrun.version": set[str](),
     "pmrun.window": set[str](),
+    "pmrun.s3": {"pmrun.errors"},
     "pmrun.secret": {"pmrun.errors"},
     "pmrun.store_wire": {"pmrun.errors"},
     "pmrun.wire": {"pmrun.env", "pmrun.errors", "pmrun.window"},
@@ -43,7 +44,7 @@ PYTHON_FLOOR = {
 }
 LAUNCHER_STANDS_ON = {
     *("pmrun.env", "pmrun.errors", "pmrun.version", "pmrun.window", "pmrun.wire"),
-    *("pmrun.secret", "pmrun.store_wire", "pmrun.store_server", "pmrun.store_host"),
+    *("pmrun.s3", "pmrun.secret", "pmrun.store_wire", "pmrun.store_server", "pmrun.store_host"),
     *("pmrun.foreign", "pmrun.meeting"),
     *("pmrun.bench", "pmrun.bench.points"),
 }

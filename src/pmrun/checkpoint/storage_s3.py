@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from pmrun.checkpoint.storage import Missing, Sink, Taken
-from pmrun.errors import UsageError
+from pmrun.s3 import split_url
 
 _CLAIM: Final = "claim"
 _TAKEN: Final = ("PreconditionFailed", "ConditionalRequestConflict")
@@ -28,15 +27,7 @@ _DELETES_MAX: Final = 1000  # of one request
 
 def open_storage(url: str) -> Bucket:
     """The prefix that an address names; no request is sent yet."""
-    found = re.fullmatch(r"(?i:s3)://([A-Za-z0-9._-]+)(?:/(.*))?", url)
-    if found is None:
-        raise UsageError(f"{url}: write s3://bucket/prefix")
-    try:
-        boto3 = importlib.import_module("boto3")
-    except ImportError:
-        raise UsageError(f"{url}: boto3 is not installed; run: pip install 'pmrun[s3]'") from None
-    prefix = (found[2] or "").strip("/")
-    return Bucket(boto3, found[1], f"{prefix}/" if prefix else "")
+    return Bucket(*split_url(url))
 
 
 class Bucket:
